@@ -1,0 +1,9 @@
+"""The jobs: thin layers that wire Ray around `scar_core`, in the order a pool meets them.
+
+train        quadruples → a ranker directory
+score        pool + ranker → scores, one sidecar per unit
+select_rows  scores + a share → the best rows, exactly, with a manifest and a report
+curate       score, select, report: the main job
+
+cli, progress and *_stages are what they are made of; sample is what `make demo` runs on.
+"""

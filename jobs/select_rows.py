@@ -1,0 +1,381 @@
+"""Keep exactly the best of what is scored: Ray Data around `selection`, reading only sidecars."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from functools import reduce
+from hashlib import sha256
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jobs import cli, pipeline
+from jobs import select_stages as stages
+from jobs.select_stages import Part, ScoredUnit, Told
+from scar_core import storage
+from scar_core.errors import IncompleteError, InputError, SchemaError
+from scar_core.manifest import (
+    MANIFEST_NAME,
+    check_unpublished,
+    follow_pointer,
+    publish,
+    read_manifest,
+    to_json,
+)
+from scar_core.radix import merge_surveys
+from scar_core.report import QUANTILES, render, shorten
+from scar_core.rows import PairColumns
+from scar_core.selection import Decision, Extremes, decide, merge_extremes, parse_keep
+from scar_core.units import PoolFile, Unit, open_file, read_ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from jobs.select_stages import Told
+    from scar_core.order import Placed, Prefix
+    from scar_core.radix import Counts
+
+logger = logging.getLogger("scar_curate")
+
+# Rows whose sidecars one task reads: enough that Ray's 15 ms a task do not count.
+CHUNK_ROWS = 500_000
+TASKS_PER_CPU = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectOptions:
+    """What to keep, and how it is written."""
+
+    keep: str
+    """What to keep: a share (10%), a number of rows (2500) or a threshold ('score>=1.5')."""
+    source_column: str = "source"
+    """Column by which the report breaks the selection down, where the pool has it."""
+    score_column: str = "scar_score"
+    """Name of the column that is added to the selected rows."""
+    file_megabytes: int = 256
+    """Uncompressed size of an output file, about, at least 1."""
+
+    def __post_init__(self) -> None:
+        """Refuse what selects nothing."""
+        parse_keep(self.keep)
+        if self.file_megabytes < 1:
+            raise ValueError(f"file_megabytes must be at least 1, got {self.file_megabytes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectConfig(SelectOptions):
+    """Select the best rows of a scored pool."""
+
+    scores: str
+    """Scores directory (its newest scores), or the directory of one run in it."""
+    out: str
+    """Directory of the selection; must not hold one yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Published scores, opened."""
+
+    folder: str
+    manifest: dict[str, Any]
+    columns: PairColumns
+    files: list[PoolFile]
+    units: list[ScoredUnit]
+    """In (path, row) order."""
+
+
+def open_scores(path: str) -> Scores:
+    """Open a scores directory's newest scores, and the footers of the pool they belong to.
+
+    Raises:
+        InputError: nothing is published there, or the pool changed since it was scored.
+    """
+    asked = storage.absolute(path)
+    folder = follow_pointer(asked) or asked
+    manifest = read_manifest(folder, kind="scores")
+    columns = PairColumns(
+        **{name: manifest["key"][name] for name in PairColumns.__dataclass_fields__}
+    )
+    files = [_open_pool_file(entry, folder, columns) for entry in manifest["inputs"][1]["files"]]
+    by_path = {file.path: file for file in files}
+    below = storage.locate(manifest["files_below"], base=folder)
+    units = []
+    for ordinal, entry in enumerate(manifest["files"]):
+        file = by_path[entry["pool_file"]]
+        unit = Unit(
+            path=file.path,
+            row_start=entry["row_start"],
+            rows=entry["rows"],
+            fingerprint=file.fingerprint,
+        )
+        sidecar = storage.join(below, entry["path"])
+        units.append(ScoredUnit(ordinal=ordinal, unit=unit, file=file, sidecar=sidecar))
+    return Scores(folder=folder, manifest=manifest, columns=columns, files=files, units=units)
+
+
+def _open_pool_file(entry: dict[str, Any], folder: str, columns: PairColumns) -> PoolFile:
+    url = storage.locate(entry["url"], base=folder)
+    try:
+        file = open_file(storage.stat(url), path=entry["path"], columns=columns)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{url}: was scored and is gone. Bring it back, or score again."
+        ) from error
+    if file.fingerprint != entry["fingerprint"]:
+        raise InputError(f"{url}: changed since it was scored. Score again: only it is done anew.")
+    return file
+
+
+def select(scores: Scores, options: SelectOptions, *, folder: str) -> dict[str, Any]:
+    """Select, write the rows, publish with a report; the report.
+
+    Args:
+        scores: what to select from.
+        options: what to keep.
+        folder: of the run; holds nothing yet.
+
+    Raises:
+        SchemaError: the pool has a column of the name that is to be added.
+        IncompleteError: rows are missing somewhere; nothing was published.
+    """
+    check_score_column(scores.files, options.score_column)
+    chunks = _chunks(scores.units)
+
+    def scan(prefixes: Sequence[Prefix]) -> NDArray[np.int64]:
+        found = pipeline.run(stages.scan_chunk, chunks, prefixes=list(prefixes))
+        return reduce(np.add, found)
+
+    survey = merge_surveys(pipeline.run(stages.survey_chunk, chunks))
+    counts = survey.counts
+    if counts.rows != scores.manifest["counts"]["rows_in"]:
+        raise IncompleteError(
+            f"{scores.folder}: sidecars hold {counts.rows:,} rows, the manifest says "
+            f"{scores.manifest['counts']['rows_in']:,}. Score again."
+        )
+    decision = decide(survey, scan, parse_keep(options.keep), probabilities=QUANTILES)
+    told = list(
+        pipeline.run(
+            stages.tell_chunk, chunks, cut=decision.cut, source_column=options.source_column
+        )
+    )
+    parts = plan_parts(scores.units, told, megabytes=options.file_megabytes)
+    logger.info(
+        "selected %s of %s rows; writing %s files",
+        f"{decision.cut.selected:,}",
+        f"{counts.eligible:,}",
+        f"{len(parts):,}",
+    )
+    written = pipeline.run(
+        stages.write_part, parts, folder=folder, cut=decision.cut, score_column=options.score_column
+    )
+    entries = sorted(written, key=lambda entry: str(entry["path"]))
+    report = _report(scores, options, counts, decision, told)
+    _publish(scores, options, folder=folder, decision=decision, report=report, entries=entries)
+    return report
+
+
+def check_score_column(files: Sequence[PoolFile], name: str) -> None:
+    """Raise SchemaError if a file has a column of the name that is to be added."""
+    for file in files:
+        if name in file.schema.names:
+            raise SchemaError(
+                f"{file.url}: has a column {name!r} already; selected rows would have two. "
+                "Pass another name with --score-column."
+            )
+
+
+def _chunks(units: Sequence[ScoredUnit]) -> list[list[ScoredUnit]]:
+    """The units of a selection in shares that suit the connected cluster."""
+    import ray  # noqa: PLC0415
+
+    tasks = max(1, round(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
+    rows = sum(scored.unit.rows for scored in units)
+    return chunks_of(units, rows=max(CHUNK_ROWS, rows // tasks))
+
+
+def chunks_of(units: Sequence[ScoredUnit], *, rows: int) -> list[list[ScoredUnit]]:
+    """Consecutive units, about so many rows a chunk."""
+    chunks: list[list[ScoredUnit]] = [[]]
+    held = 0
+    for scored in units:
+        if chunks[-1] and held + scored.unit.rows > rows:
+            chunks.append([])
+            held = 0
+        chunks[-1].append(scored)
+        held += scored.unit.rows
+    return chunks
+
+
+def plan_parts(units: Sequence[ScoredUnit], told: Sequence[Told], *, megabytes: int) -> list[Part]:
+    """Output files of about so many megabytes, each of one schema, in (path, row) order.
+
+    At least one, without rows if none is selected, so that the directory is a dataset.
+    """
+    selected = {ordinal: n for part in told for ordinal, n in part.selected.items()}
+    groups: list[list[ScoredUnit]] = []
+    size = 0.0
+    for scored in units:
+        if scored.ordinal not in selected:
+            continue
+        added = selected[scored.ordinal] * scored.file.bytes_per_row
+        same = groups and groups[-1][0].file.schema.equals(scored.file.schema)
+        if not same or size + added > megabytes * 2**20:
+            groups.append([])
+            size = 0.0
+        groups[-1].append(scored)
+        size += added
+    return [
+        Part(
+            path=f"data/part-{index:05d}.parquet",
+            units=tuple(group),
+            rows=sum(selected.get(scored.ordinal, 0) for scored in group),
+        )
+        for index, group in enumerate(groups or [list(units[:1])])
+    ]
+
+
+def _report(
+    scores: Scores,
+    options: SelectOptions,
+    counts: Counts,
+    decision: Decision,
+    told: Sequence[Told],
+) -> dict[str, Any]:
+    cut = decision.cut
+    of_scores = scores.manifest["counts"]
+    rows: Counter[str] = Counter()
+    selected: Counter[str] = Counter()
+    for part in told:
+        for source, (n, kept) in part.sources.items():
+            rows[source] += n
+            selected[source] += kept
+    quantiles = zip((f"{p:.0%}" for p in QUANTILES), decision.quantiles, strict=False)
+    return {
+        "keep": options.keep,
+        "counts": {
+            "rows_in": counts.rows,
+            "scored": counts.eligible,
+            "selected": cut.selected,
+            "not_selected": counts.eligible - cut.selected,
+            "quarantined": counts.quarantined,
+        },
+        "threshold": cut.threshold,
+        "tokens": of_scores["tokens"],
+        "cut_tokens": of_scores["cut_tokens"],
+        "score_quantiles": dict(quantiles),
+        "sources": [
+            {"source": source, "rows": n, "selected": selected[source]}
+            for source, n in sorted(rows.items(), key=lambda item: (-item[1], item[0]))
+        ],
+        "examples": _examples(scores, merge_extremes(part.extremes for part in told)),
+    }
+
+
+def _examples(scores: Scores, found: Extremes) -> dict[str, list[dict[str, Any]]]:
+    """Best, borderline and worst rows with their texts, shortened; each row is read once."""
+    borderline = [(placed, True) for placed in found.above[-2:]]
+    borderline += [(placed, False) for placed in found.below[: 3 - len(borderline)]]
+    last_kept = found.above[-1] if found.above else None
+    groups = {
+        "best": [(placed, last_kept is not None and placed <= last_kept) for placed in found.best],
+        "borderline": borderline,
+        "worst": [(p, last_kept is not None and p <= last_kept) for p in found.worst],
+    }
+    wanted = {(p.ordinal, p.offset) for group in groups.values() for p, _ in group}
+    texts = _read_texts(scores, sorted(wanted))
+    return {
+        name: [_example(scores, p, texts[p.ordinal, p.offset], kept) for p, kept in group]
+        for name, group in groups.items()
+    }
+
+
+def _read_texts(scores: Scores, places: list[tuple[int, int]]) -> dict[tuple[int, int], list[str]]:
+    """(instruction, response) by (unit ordinal, offset in the unit); places ascending."""
+    names = [scores.columns.instruction_column, scores.columns.response_column]
+    texts = {}
+    for file, group in groupby(places, key=lambda place: scores.units[place[0]].file):
+        of_file = list(group)
+        rows = [scores.units[ordinal].unit.row_start + offset for ordinal, offset in of_file]
+        tables = read_ranges(file, [(row, row + 1) for row in rows], columns=names)
+        for place, table in zip(of_file, tables, strict=True):
+            values = [table[name].cast("binary")[0].as_py() for name in names]
+            texts[place] = [shorten(value.decode()) for value in values]
+    return texts
+
+
+def _example(scores: Scores, placed: Placed, texts: list[str], kept: bool) -> dict[str, Any]:
+    unit = scores.units[placed.ordinal].unit
+    return {
+        "path": unit.path,
+        "row": unit.row_start + placed.offset,
+        "score": placed.score,
+        "selected": kept,
+        "instruction": texts[0],
+        "response": texts[1],
+    }
+
+
+def _publish(
+    scores: Scores,
+    options: SelectOptions,
+    *,
+    folder: str,
+    decision: Decision,
+    report: dict[str, Any],
+    entries: list[dict[str, Any]],
+) -> None:
+    written = sum(entry["rows"] for entry in entries)
+    if written != decision.cut.selected:
+        raise IncompleteError(
+            f"{folder}: {decision.cut.selected:,} rows are selected, {written:,} were written."
+        )
+    data = to_json(report)
+    storage.write_bytes(storage.join(folder, "report.json"), data)
+    report_entry = {"path": "report.json", "rows": 0, "bytes": len(data)}
+    publish(
+        folder,
+        kind="selection",
+        config={
+            **{name: getattr(options, name) for name in SelectOptions.__dataclass_fields__},
+            "scores": storage.portable(scores.folder, base=folder),
+        },
+        inputs=[
+            {
+                "kind": "scores",
+                "manifest": storage.portable(
+                    storage.join(scores.folder, MANIFEST_NAME), base=folder
+                ),
+                "sha256": sha256(
+                    storage.read_bytes(storage.join(scores.folder, MANIFEST_NAME))
+                ).hexdigest(),
+                "ranker": scores.manifest["key"]["ranker"],
+            }
+        ],
+        counts=report["counts"],
+        threshold=report["threshold"],
+        cut=decision.cut.to_json(),
+        files=[*entries, {**report_entry, "sha256": sha256(data).hexdigest()}],
+    )
+
+
+def job(argv: Sequence[str]) -> None:
+    """Parse, select, and print the report."""
+    config = cli.parse(SelectConfig, argv, prog="jobs.select_rows", description=__doc__ or "")
+    folder = storage.absolute(config.out)
+    check_unpublished(folder)
+    scores = open_scores(config.scores)
+    check_score_column(scores.files, config.score_column)
+    with cli.connected():
+        report = select(scores, config, folder=folder)
+    print(render(report))  # noqa: T201 - the job's result
+    logger.info("%s", storage.join(folder, MANIFEST_NAME))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_job(job))

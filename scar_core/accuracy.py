@@ -1,0 +1,140 @@
+"""How often the better response of a pair gets the higher score, beside what length alone does.
+
+Shape suffixes: Q quadruples, R responses of one (order of ROLES), K kinds of pairs (order of
+PAIR_KINDS), P pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scar_core.quadruples import PAIR_KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+ALL = "all"
+_MATCHED_PARTS = 10  # lengths are matched when they differ by at most a tenth of the longer one
+
+_BETTER_K = [kind.better for kind in PAIR_KINDS]
+_WORSE_K = [kind.worse for kind in PAIR_KINDS]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyRow:
+    """Accuracies over the pairs of one kind or one source; None where there is no pair."""
+
+    kind: str
+    """For example `direct>human`, or `all`."""
+    source: str
+    """As the rows give it, or `all`."""
+    pairs: int
+    accuracy: float | None
+    """Share of pairs whose better response has the higher score; equal scores count half."""
+    longer_wins: float | None
+    """The baseline: the same when a response's characters are its score."""
+    matched_pairs: int
+    """Pairs whose lengths in characters differ by at most a tenth of the longer one."""
+    matched_accuracy: float | None
+    """The accuracy on those, where length is no help."""
+
+
+def accuracy_rows(
+    score_QR: NDArray[np.floating],
+    characters_QR: NDArray[np.integer],
+    pairs_QK: NDArray[np.bool_],
+    sources_Q: Sequence[str],
+) -> list[AccuracyRow]:
+    """One row per kind over all sources, one per source over all kinds, one over everything.
+
+    Only pairs marked in `pairs_QK` count; kinds and sources without any are left out. Sources
+    come in alphabetical order.
+    """
+    won_QK = _wins(score_QR)
+    longer_QK = _wins(characters_QR)
+    matched_QK = pairs_QK & _length_matched(characters_QR)
+    rows = []
+    for kind, source, group_QK in _groups(np.asarray(sources_Q, dtype=object)):
+        chosen_QK = pairs_QK & group_QK
+        if not chosen_QK.any():
+            continue
+        matched_here = matched_QK & group_QK
+        rows.append(
+            AccuracyRow(
+                kind=kind,
+                source=source,
+                pairs=int(chosen_QK.sum()),
+                accuracy=_mean(won_QK[chosen_QK]),
+                longer_wins=_mean(longer_QK[chosen_QK]),
+                matched_pairs=int(matched_here.sum()),
+                matched_accuracy=_mean(won_QK[matched_here]),
+            )
+        )
+    return rows
+
+
+def mean_accuracy(score_QR: NDArray[np.floating], pairs_QK: NDArray[np.bool_]) -> float | None:
+    """Mean over the kinds of pairs of each kind's accuracy, as the loss weighs them; None if none.
+
+    With complete rows only this is the accuracy over all pairs.
+    """
+    won_QK = _wins(score_QR)
+    kinds = [
+        won_QK[pairs_QK[:, k], k].mean() for k in range(len(PAIR_KINDS)) if pairs_QK[:, k].any()
+    ]
+    return float(np.mean(kinds)) if kinds else None
+
+
+def accuracy_table(rows: Sequence[AccuracyRow]) -> str:
+    """The rows for a person, one line each under a heading."""
+    width = max([len(row.source) for row in rows] + [len("source")])
+    lines = [
+        f"{'pair kind':<17}  {'source':<{width}}  {'pairs':>6}  {'accuracy':>8}  "
+        f"{'longer wins':>11}  {'matched pairs':>13}  {'accuracy there':>14}"
+    ]
+    lines += [
+        f"{row.kind:<17}  {row.source:<{width}}  {row.pairs:>6,}  {_percent(row.accuracy):>8}  "
+        f"{_percent(row.longer_wins):>11}  {row.matched_pairs:>13,}  "
+        f"{_percent(row.matched_accuracy):>14}"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _groups(sources_Q: NDArray[np.object_]) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+    """(kind, source, mask [Q, K]) of every row of the table."""
+    whole = np.ones((len(sources_Q), len(PAIR_KINDS)), dtype=bool)
+    for column, kind in enumerate(PAIR_KINDS):
+        mask = np.zeros_like(whole)
+        mask[:, column] = True
+        yield kind.name, ALL, mask
+    for source in sorted(set(sources_Q)):
+        yield ALL, source, whole & (sources_Q == source)[:, None]
+    yield ALL, ALL, whole
+
+
+def _wins(value_QR: NDArray[np.floating] | NDArray[np.integer]) -> NDArray[np.float64]:
+    """1 where the better response of each pair has more, 0.5 where equal, 0 else, also for NaN."""
+    better_QK, worse_QK = value_QR[:, _BETTER_K], value_QR[:, _WORSE_K]
+    return (better_QK > worse_QK) + 0.5 * (better_QK == worse_QK)
+
+
+def _length_matched(characters_QR: NDArray[np.integer]) -> NDArray[np.bool_]:
+    better_QK, worse_QK = characters_QR[:, _BETTER_K], characters_QR[:, _WORSE_K]
+    # Integers: a tenth of 10 is exactly 1, whatever floating point makes of 0.1.
+    longer_QK = np.maximum(better_QK, worse_QK)
+    matched: NDArray[np.bool_] = np.abs(better_QK - worse_QK) * _MATCHED_PARTS <= longer_QK
+    return matched
+
+
+def _mean(values_P: NDArray[np.float64]) -> float | None:
+    return float(values_P.mean()) if len(values_P) else None
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"

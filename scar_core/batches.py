@@ -1,0 +1,235 @@
+"""Quadruples as token ids, dealt into batches, shares of workers and padded micro-batches.
+
+Shape suffixes: Q quadruples, B quadruples of a batch, S texts of one (the instruction, then the
+responses in the order of ROLES), R its responses, K kinds of pairs, U different texts, N texts
+padded together, L tokens, C what a loss is a mean over (see `losses`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from scar_core.losses import GateConfig, gate
+from scar_core.quadruples import PAIR_KINDS, ROLES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from scar_core.encoding import TextTokenizer, TokenRows
+    from scar_core.quadruples import Quadruple
+
+_PADDED_TOKENS = 4096  # encoded at once; on a CPU 512 to 4,096 are equally fast
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedQuadruples:
+    """Which pairs of Q quadruples the gate keeps, and why not the others."""
+
+    kept_QK: NDArray[np.bool_]
+    counts: dict[str, dict[str, int]]
+    """By kind of pair: pairs = kept + equal_texts + unjudged + quality."""
+
+    @property
+    def trainable_Q(self) -> NDArray[np.bool_]:
+        """Whether a quadruple has a pair to learn from."""
+        trainable: NDArray[np.bool_] = self.kept_QK.any(axis=1)
+        return trainable
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedQuadruples:
+    """What training needs of Q quadruples; plain arrays, so that processes share one copy."""
+
+    texts: TokenRows
+    """U different texts."""
+    text_QS: NDArray[np.int64]
+    """Positions in `texts`; -1 where a response is missing."""
+    kept_QK: NDArray[np.bool_]
+    """Pairs to learn from and to measure on."""
+    characters_QR: NDArray[np.int64]
+    """Lengths of the responses; 0 where missing."""
+    sources_Q: list[str]
+    pad_id: int
+
+    @property
+    def tokens_Q(self) -> NDArray[np.int64]:
+        """Tokens of all texts of each quadruple."""
+        lengths = np.append(self.texts.lengths_N, 0)  # position -1 is a missing text
+        tokens: NDArray[np.int64] = lengths[self.text_QS].sum(axis=1)
+        return tokens
+
+
+class PaddedTexts(NamedTuple):
+    """Texts of about one length; the mask is 1 on real tokens, 0 on padding."""
+
+    ids_NL: Tensor
+    mask_NL: Tensor
+
+
+class QuadrupleBatch(NamedTuple):
+    """B quadruples ready for the encoder: every different text once, shortest first."""
+
+    padded: list[PaddedTexts]
+    text_BS: Tensor
+    """Positions in the texts of all `padded` one after the other; -1 where missing."""
+    kept_BK: Tensor
+    counts_C: Tensor | None
+    """Counts of the whole batch of which this is a part; None: this is the whole."""
+
+    def to(self, device: torch.device) -> QuadrupleBatch:
+        """Give the same batch on a device."""
+        return QuadrupleBatch(
+            [PaddedTexts(ids.to(device), mask.to(device)) for ids, mask in self.padded],
+            self.text_BS.to(device),
+            self.kept_BK.to(device),
+            None if self.counts_C is None else self.counts_C.to(device),
+        )
+
+
+def gate_quadruples(quadruples: Sequence[Quadruple], config: GateConfig) -> GatedQuadruples:
+    """Apply the quality gate to every pair and count what it does, kind by kind."""
+    nan = float("nan")
+    quality_QR = torch.tensor(
+        [
+            [nan if r is None or r.quality is None else r.quality for r in item.responses]
+            for item in quadruples
+        ]
+    ).reshape(-1, len(ROLES))
+    comparable_QK = _flags([[item.comparable(kind) for kind in PAIR_KINDS] for item in quadruples])
+    there_QR = _flags(
+        [[response is not None for response in item.responses] for item in quadruples]
+    )
+    kept_QK = gate(quality_QR, comparable_QK, config)
+    # What the gate would keep if only the missing judgements were forgiven.
+    forgiving = GateConfig(
+        quality_above=config.quality_above, quality_below=config.quality_below, keep_unjudged=True
+    )
+    forgiven_QK = gate(quality_QR, comparable_QK, forgiving)
+    counts = {}
+    for column, kind in enumerate(PAIR_KINDS):
+        there_Q = there_QR[:, kind.better] & there_QR[:, kind.worse]
+        comparable_Q, forgiven_Q, kept_Q = (
+            table[:, column] for table in (comparable_QK, forgiven_QK, kept_QK)
+        )
+        counts[kind.name] = {
+            "pairs": int(there_Q.sum()),
+            "kept": int(kept_Q.sum()),
+            "equal_texts": int((there_Q & ~comparable_Q).sum()),
+            "unjudged": int((forgiven_Q & ~kept_Q).sum()),
+            "quality": int((comparable_Q & ~forgiven_Q).sum()),
+        }
+    return GatedQuadruples(kept_QK=kept_QK.numpy(), counts=counts)
+
+
+def _flags(rows: list[list[bool]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.bool).reshape(-1, len(ROLES))
+
+
+def tokenize_quadruples(
+    quadruples: Sequence[Quadruple], kept_QK: NDArray[np.bool_], tokenizer: TextTokenizer
+) -> TokenizedQuadruples:
+    """Tokenize every different text once; quadruples keep their order."""
+    position_of: dict[str, int] = {}
+    text_QS = np.full((len(quadruples), 1 + len(ROLES)), -1, dtype=np.int64)
+    characters_QR = np.zeros((len(quadruples), len(ROLES)), dtype=np.int64)
+    for row, item in enumerate(quadruples):
+        text_QS[row, 0] = position_of.setdefault(item.instruction, len(position_of))
+        for role, response in enumerate(item.responses):
+            if response is not None:
+                text_QS[row, 1 + role] = position_of.setdefault(response.text, len(position_of))
+                characters_QR[row, role] = len(response.text)
+    return TokenizedQuadruples(
+        texts=tokenizer.tokenize(list(position_of)),
+        text_QS=text_QS,
+        kept_QK=kept_QK,
+        characters_QR=characters_QR,
+        sources_Q=[item.source for item in quadruples],
+        pad_id=tokenizer.pad_id,
+    )
+
+
+def epoch_batches(
+    rows_Q: NDArray[np.int64], *, batch_size: int, seed: int, epoch: int
+) -> list[NDArray[np.int64]]:
+    """All rows in batches of at most `batch_size`, in an order that seed and epoch decide.
+
+    Sizes differ by at most one, so the last batch is no runt with a noisy gradient.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(rows_Q)
+    return np.array_split(order, max(1, -(-len(order) // batch_size)))
+
+
+def share(
+    rows_B: NDArray[np.int64], tokens_Q: NDArray[np.int64], *, rank: int, workers: int
+) -> NDArray[np.int64]:
+    """One worker's rows of a batch, dealt by length so that all have about the same work.
+
+    Empty when there are more workers than rows.
+    """
+    by_length_B = rows_B[np.argsort(tokens_Q[rows_B], kind="stable")[::-1]]
+    return by_length_B[rank::workers]
+
+
+def micro_batches(
+    rows_B: NDArray[np.int64], tokens_Q: NDArray[np.int64], *, token_budget: int
+) -> Iterator[NDArray[np.int64]]:
+    """Rows in groups of at most `token_budget` tokens, but at least one row, shortest first."""
+    rows_B = rows_B[np.argsort(tokens_Q[rows_B], kind="stable")]
+    start, filled = 0, 0
+    for end, tokens in enumerate(tokens_Q[rows_B]):
+        if end > start and filled + tokens > token_budget:
+            yield rows_B[start:end]
+            start, filled = end, 0
+        filled += tokens
+    if start < len(rows_B):
+        yield rows_B[start:]
+
+
+def make_batch(
+    data: TokenizedQuadruples,
+    rows_B: NDArray[np.int64],
+    *,
+    counts_C: Tensor | None = None,
+    idle: bool = False,
+) -> QuadrupleBatch:
+    """The texts of these rows, each once, sorted by length and padded in groups.
+
+    An idle batch keeps no pair: its loss and its gradients are zero.
+    """
+    text_BS = data.text_QS[rows_B]
+    needed_U = np.unique(text_BS[text_BS >= 0])
+    needed_U = needed_U[np.argsort(data.texts.lengths_N[needed_U], kind="stable")]
+    place_of = np.full(len(data.texts) + 1, -1, dtype=np.int64)  # the last one is that of -1
+    place_of[needed_U] = np.arange(len(needed_U))
+    kept_BK = torch.from_numpy(data.kept_QK[rows_B])
+    return QuadrupleBatch(
+        padded=[_pad(data.texts.take(group), data.pad_id) for group in _groups(data, needed_U)],
+        text_BS=torch.from_numpy(place_of[text_BS]),
+        kept_BK=torch.zeros_like(kept_BK) if idle else kept_BK,
+        counts_C=counts_C,
+    )
+
+
+def _groups(data: TokenizedQuadruples, texts_U: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Texts, shortest first, in groups of at most _PADDED_TOKENS padded, but at least one text."""
+    start = 0
+    lengths_U = data.texts.lengths_N[texts_U]
+    for end in range(1, len(texts_U) + 1):
+        if end == len(texts_U) or (end + 1 - start) * lengths_U[end] > _PADDED_TOKENS:
+            yield texts_U[start:end]
+            start = end
+
+
+def _pad(texts: TokenRows, pad_id: int) -> PaddedTexts:
+    lengths_N = texts.lengths_N
+    real_NL = np.arange(lengths_N.max()) < lengths_N[:, None]
+    ids_NL = np.full(real_NL.shape, pad_id, dtype=np.int64)
+    ids_NL[real_NL] = texts.ids_T
+    return PaddedTexts(torch.from_numpy(ids_NL), torch.from_numpy(real_NL.astype(np.int64)))

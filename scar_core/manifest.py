@@ -1,0 +1,161 @@
+"""Publish a directory: data first, manifest.json last. No manifest, nothing published."""
+
+from __future__ import annotations
+
+import json
+import platform
+import secrets
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal, NamedTuple
+
+from scar_core import storage
+from scar_core.errors import IncompleteError, InputError
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_VERSION = 1
+PACKAGES = ("scar-curate", "ray", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
+
+Kind = Literal["ranker", "scores", "selection"]
+
+
+class PublishedFile(NamedTuple):
+    """A file that a manifest vouches for."""
+
+    path: str
+    """Relative to the manifest's folder."""
+    rows: int
+    """0 for files that are no tables."""
+    bytes: int
+    sha256: str
+
+
+def new_run_id() -> str:
+    """A name for a run's directory: names sort by time (UTC), and no two are equal."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+
+def describe_file(folder: str, path: str, *, rows: int = 0) -> PublishedFile:
+    """Size and checksum of a file below a folder, read back from where it is stored."""
+    data = storage.read_bytes(storage.join(folder, path))
+    return PublishedFile(path=path, rows=rows, bytes=len(data), sha256=sha256(data).hexdigest())
+
+
+def software() -> dict[str, str]:
+    """Versions of what a result depends on; packages that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def check_unpublished(folder: str) -> None:
+    """Raise InputError if a run has already published this directory."""
+    if storage.exists(storage.join(folder, MANIFEST_NAME)):
+        raise InputError(
+            f"{folder}: already holds a published run, and nothing is overwritten. "
+            "Choose another --out."
+        )
+
+
+def publish(
+    folder: str,
+    *,
+    kind: Kind,
+    config: dict[str, Any],
+    inputs: list[dict[str, Any]],
+    counts: dict[str, Any],
+    files: list[dict[str, Any]],
+    **extra: Any,  # noqa: ANN401 - JSON
+) -> dict[str, Any]:
+    """Write manifest.json, the last file of a run, and return it.
+
+    `files` holds at least path, rows, bytes and sha256 of each.
+
+    Raises:
+        IncompleteError: the counts do not close, or another run published this directory first.
+    """
+    check_counts(counts, where=folder)
+    manifest = {
+        "kind": kind,
+        "version": MANIFEST_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": config,
+        "inputs": inputs,
+        "software": software(),
+        "counts": counts,
+        **extra,
+        "files": files,
+    }
+    path = storage.join(folder, MANIFEST_NAME)
+    if not storage.write_bytes_if_absent(path, to_json(manifest)):
+        raise IncompleteError(f"{path}: another run published this directory first.")
+    return manifest
+
+
+def check_counts(counts: dict[str, Any], *, where: str) -> None:
+    """Rows in = scored + quarantined, and = selected + not selected + quarantined, where given.
+
+    Raises:
+        IncompleteError: a sum that does not close.
+    """
+    if "rows_in" not in counts:
+        return
+    quarantined = sum(counts["quarantined"].values())
+    for names in (("scored",), ("selected", "not_selected")):
+        if names[0] in counts:
+            total = sum(counts[name] for name in names) + quarantined
+            if total != counts["rows_in"]:
+                raise IncompleteError(
+                    f"{where}: {counts['rows_in']:,} rows went in, but "
+                    f"{' + '.join(names)} + quarantined = {total:,}. Nothing was published."
+                )
+
+
+def read_manifest(folder: str, *, kind: Kind) -> dict[str, Any]:
+    """The manifest of a published directory.
+
+    Raises:
+        InputError: there is none, it is of another kind, or of a version that is not known.
+    """
+    path = storage.join(folder, MANIFEST_NAME)
+    try:
+        manifest: dict[str, Any] = json.loads(storage.read_bytes(path))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder}: has no {MANIFEST_NAME}, so nothing was published there. "
+            f"Pass the directory of a finished {kind}."
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON: {error}") from error
+    found = (manifest.get("kind"), manifest.get("version"))
+    if found != (kind, MANIFEST_VERSION):
+        raise InputError(
+            f"{path}: wanted kind {kind!r}, version {MANIFEST_VERSION}; found {found[0]!r}, "
+            f"version {found[1]!r}."
+        )
+    return manifest
+
+
+def write_pointer(folder: str, run: str, *, kind: Kind) -> None:
+    """Let `latest.json` name a run below a folder: the one file that a later run replaces."""
+    pointer = {"kind": kind, "run": run, "manifest": f"{run}/{MANIFEST_NAME}"}
+    storage.write_bytes(storage.join(folder, "latest.json"), to_json(pointer))
+
+
+def follow_pointer(folder: str) -> str | None:
+    """The path that `latest.json` names, or None where there is no such file."""
+    try:
+        pointer = json.loads(storage.read_bytes(storage.join(folder, "latest.json")))
+    except FileNotFoundError:
+        return None
+    return storage.join(folder, pointer["run"])
+
+
+def to_json(value: dict[str, Any]) -> bytes:
+    """Readable JSON, keys in the order they were given."""
+    return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"

@@ -1,0 +1,275 @@
+"""Scorer: pairs to scores, in input order, each text encoded once and without padding.
+
+What is computed together depends on the given rows alone, so the same rows give the same scores
+on the same kind of processor, whatever the number of workers.
+
+Shape suffixes: N texts, B pairs, T tokens end to end, D encoder width.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+
+from scar_core.encoding import TextTokenizer, TokenRows
+from scar_core.errors import InputError, RunError
+from scar_core.model import Ranker, TextFeatures
+from scar_core.packing import (
+    encode_packed,
+    encode_padded,
+    longest_text,
+    packing_fault,
+    probe_of,
+    use_packed_attention,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from scar_core.checkpoint import LoadedRanker
+
+log = logging.getLogger(__name__)
+
+_CPU_BUDGET_TOKENS = 1024
+_GPU_BUDGET_TOKENS = 65_536
+_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """How pairs are scored; the scores depend on `precision` and, within rounding, on the rest."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """fp32 is the reference; bf16 multiplies matrices in bfloat16 and keeps the rest in fp32."""
+    batching: Literal["auto", "padded"] = "auto"
+    """auto packs texts without padding where a check at load proves it equal; padded never does."""
+    token_budget: int | None = None
+    """Most tokens computed at once, at least 1; by default 1,024 on a CPU, 65,536 on a GPU."""
+    max_tokens: int = 512
+    """Tokens of a text that are read, at least 8; fewer if the encoder's positions end before."""
+    work_rows: int = 4096
+    """Pairs whose texts are pooled and sorted together, at least 1; bounds the memory."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that nothing fits in."""
+        if self.token_budget is not None and self.token_budget < 1:
+            raise ValueError(f"token_budget must be at least 1, got {self.token_budget}")
+        if self.max_tokens < 8:  # noqa: PLR2004  - room for special tokens and a word
+            raise ValueError(f"max_tokens must be at least 8, got {self.max_tokens}")
+        if self.work_rows < 1:
+            raise ValueError(f"work_rows must be at least 1, got {self.work_rows}")
+
+
+@dataclass(kw_only=True)
+class ScoringStats:
+    """What a Scorer has done so far."""
+
+    batching: Literal["packed", "padded"] = "padded"
+    """How texts are batched by this Scorer, after its check."""
+    rows: int = 0
+    texts: int = 0
+    """Texts encoded: equal ones of a work set count once."""
+    real_tokens: int = 0
+    computed_tokens: int = 0
+    """Real ones and padding."""
+    batches: int = 0
+    halvings: int = 0
+    """How often the token budget was halved for want of memory."""
+    rescored_rows: int = 0
+    """Rows whose bf16 score was not finite and was computed again in fp32."""
+
+
+class Texts(NamedTuple):
+    """The distinct texts of a work set, longest first, and who uses them."""
+
+    rows: TokenRows
+    instruction_B: NDArray[np.int64]
+    """Which text is the instruction of each pair."""
+    response_B: NDArray[np.int64]
+
+
+class Scorer:
+    """A ranker, ready to score pairs on one device; not for several threads at once."""
+
+    def __init__(
+        self, loaded: LoadedRanker, *, config: ScoringConfig | None = None, device: str = "auto"
+    ) -> None:
+        self.config = config or ScoringConfig()
+        self.device = torch.device(_available(device))
+        self.stats = ScoringStats()
+        self._loaded = loaded
+        limit = min(self.config.max_tokens, longest_text(loaded.ranker.encoder))
+        self.tokenizer = TextTokenizer(loaded.tokenizer, max_tokens=limit)
+        default = _GPU_BUDGET_TOKENS if self.device.type == "cuda" else _CPU_BUDGET_TOKENS
+        self._budget_tokens = self.config.token_budget or default
+        self._ranker = self._prepared()
+        self._exact: Scorer | None = None
+
+    @classmethod
+    def load(cls, path: str, *, config: ScoringConfig | None = None, device: str = "auto") -> Self:
+        """Load a ranker directory or hub name.
+
+        Raises:
+            RankerError: The path holds no ranker that this version can load.
+        """
+        from scar_core.checkpoint import load_ranker  # noqa: PLC0415
+
+        return cls(load_ranker(path), config=config, device=device)
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """Scores of (instruction, response) pairs, in input order."""
+        instructions = self.tokenizer.tokenize([instruction for instruction, _ in pairs])
+        responses = self.tokenizer.tokenize([response for _, response in pairs])
+        scores: list[float] = self.score_tokens(instructions, responses).tolist()
+        return scores
+
+    def score_tokens(self, instructions: TokenRows, responses: TokenRows) -> NDArray[np.float32]:
+        """Scores of tokenized pairs, float32, in input order; NaN where a text has no token.
+
+        Raises:
+            InputError: A text is longer than the encoder's positions reach.
+            RunError: Not even one text fits into the device's memory.
+        """
+        if len(instructions) != len(responses):
+            raise ValueError(f"{len(instructions)} instructions, {len(responses)} responses")
+        scores_B = np.full(len(responses), np.nan, dtype=np.float32)
+        for start in range(0, len(responses), self.config.work_rows):
+            rows = np.arange(start, min(start + self.config.work_rows, len(responses)))
+            texts = pool_texts(instructions.take(rows), responses.take(rows))
+            scores_B[rows] = self._score_texts(texts)
+        self.stats.rows += len(responses)
+        return scores_B
+
+    def _score_texts(self, texts: Texts) -> NDArray[np.float32]:
+        self._check_lengths(texts.rows)
+        with torch.inference_mode():
+            features = self._features(texts.rows)
+            instruction_B = torch.from_numpy(texts.instruction_B).to(self.device)
+            response_B = torch.from_numpy(texts.response_B).to(self.device)
+            response = TextFeatures(features.pooled_BD[response_B], features.form_BD[response_B])
+            judged = self._ranker.judge(features.pooled_BD[instruction_B], response)
+        score_B: NDArray[np.float32] = judged.score_B.float().cpu().numpy()
+        return score_B
+
+    def _features(self, rows: TokenRows) -> TextFeatures:
+        """Features of texts sorted longest first; NaN for those without a token."""
+        D = self._ranker.config.hidden_dim
+        pooled_ND = torch.full((len(rows), D), torch.nan, device=self.device)
+        form_ND = torch.full_like(pooled_ND, torch.nan)
+        encode = encode_packed if self.stats.batching == "packed" else encode_padded
+        lengths_N, offsets_N1 = rows.lengths_N, rows.offsets_N1
+        first, last = 0, int((lengths_N > 0).sum())
+        while first < last:
+            end = min(last, self._batch_end(offsets_N1, first))
+            ids_T = rows.ids_T[offsets_N1[first] : offsets_N1[end]]
+            try:
+                batch = encode(self._ranker, ids_T=ids_T, lengths_N=lengths_N[first:end])
+            except torch.OutOfMemoryError as error:
+                self._halve_budget(offsets_N1[end] - offsets_N1[first], end - first, error)
+                continue
+            pooled_ND[first:end], form_ND[first:end] = batch
+            self._count(lengths_N[first:end])
+            first = end
+        return TextFeatures(pooled_ND, form_ND)
+
+    def _batch_end(self, offsets_N1: NDArray[np.int64], first: int) -> int:
+        """Give the text after the last one that still fits into the budget; at least one does."""
+        if self.stats.batching == "packed":
+            limit = offsets_N1[first] + self._budget_tokens
+            end = int(np.searchsorted(offsets_N1, limit, side="right")) - 1
+        else:
+            end = first + self._budget_tokens // int(offsets_N1[first + 1] - offsets_N1[first])
+        return max(first + 1, end)
+
+    def _halve_budget(self, tokens: int, texts: int, error: torch.OutOfMemoryError) -> None:
+        if texts == 1:
+            raise RunError(
+                f"{self.device}: a text of {tokens} tokens does not fit into memory. "
+                f"Use a smaller encoder, a larger device or fewer actors on it."
+            ) from error
+        self._budget_tokens = max(1, min(self._budget_tokens, int(tokens)) // 2)
+        self.stats.halvings += 1
+        log.warning("out of memory on %s: token budget now %d", self.device, self._budget_tokens)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _count(self, lengths_N: NDArray[np.int64]) -> None:
+        self.stats.texts += len(lengths_N)
+        self.stats.batches += 1
+        self.stats.real_tokens += int(lengths_N.sum())
+        packed = self.stats.batching == "packed"
+        padded_tokens = int(lengths_N.max()) * len(lengths_N)
+        self.stats.computed_tokens += int(lengths_N.sum()) if packed else padded_tokens
+
+    def _check_lengths(self, rows: TokenRows) -> None:
+        limit = longest_text(self._ranker.encoder)
+        longest = int(rows.lengths_N.max(initial=0))
+        if longest > limit:
+            raise InputError(
+                f"a text of {longest} tokens, the encoder's positions end at {limit}. "
+                f"Tokenize with Scorer.tokenizer, which cuts texts to fit."
+            )
+
+    def _prepared(self) -> Ranker:
+        """Give a copy of the ranker as it will be run, packed if a probe agrees."""
+        stock = _copy(self._loaded.ranker, self.device)
+        if self.config.batching == "padded":
+            return stock
+        with torch.inference_mode():
+            probe = probe_of(stock, max_tokens=self.config.max_tokens)
+            packed = _copy(self._loaded.ranker, self.device)
+            use_packed_attention(packed.encoder)
+            fault = packing_fault(packed, probe, tolerance=_TOLERANCE["fp32"])
+        if fault is not None:
+            kind = type(stock.encoder).__name__
+            log.warning("%s: scored in padded batches, because packed: %s", kind, fault)
+            return stock
+        self.stats.batching = "packed"
+        return packed
+
+
+def pool_texts(instructions: TokenRows, responses: TokenRows) -> Texts:
+    """Distinct texts of both columns, longest first, equal lengths in order of appearance."""
+    pooled = TokenRows(
+        np.concatenate((instructions.ids_T, responses.ids_T)),
+        np.concatenate(
+            (instructions.offsets_N1, responses.offsets_N1[1:] + instructions.offsets_N1[-1])
+        ),
+        np.concatenate((instructions.cut_N, responses.cut_N)),
+    )
+    seen: dict[bytes, int] = {}
+    which_N = np.fromiter(
+        (
+            seen.setdefault(pooled.ids_T[start:end].tobytes(), len(seen))
+            for start, end in pairwise(pooled.offsets_N1.tolist())
+        ),
+        dtype=np.int64,
+        count=len(pooled),
+    )
+    first_N = np.unique(which_N, return_index=True)[1]
+    order_N = np.argsort(-pooled.lengths_N[first_N], kind="stable")
+    rank_N = np.empty_like(order_N)
+    rank_N[order_N] = np.arange(len(order_N))
+    place_N = rank_N[which_N]
+    rows = len(instructions)
+    return Texts(pooled.take(first_N[order_N]), place_N[:rows], place_N[rows:])
+
+
+def _available(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def _copy(ranker: Ranker, device: torch.device) -> Ranker:
+    """Give modules of its own, on a CPU over the same weights, so that the original stays stock."""
+    shared = chain(ranker.parameters(), ranker.buffers()) if device.type == "cpu" else ()
+    return copy.deepcopy(ranker, {id(tensor): tensor for tensor in shared}).to(device).eval()

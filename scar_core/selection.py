@@ -1,0 +1,223 @@
+"""Exact selection: the best rows of a pool, to the row, from sidecars alone.
+
+`parse_keep` reads what to keep, `decide` finds the cut, `Cut.mask` tells a sidecar's selected
+rows, `extremes` the rows at both ends and around the cut. Who runs the passes over sidecars, and
+where, is the caller's business.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from scar_core.errors import InputError
+from scar_core.order import DIGIT_VALUES, Placed, Prefix, score_keys
+from scar_core.radix import Cut, Radix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from scar_core.order import SidecarColumns
+    from scar_core.radix import Scan, Survey
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+
+
+@dataclass(frozen=True)
+class KeepShare:
+    """Keep a share of the eligible rows, rounded down to whole rows."""
+
+    share: Fraction
+    """In (0, 1]."""
+
+
+@dataclass(frozen=True)
+class KeepCount:
+    """Keep so many rows, or all eligible ones where there are fewer."""
+
+    rows: int
+    """At least 1."""
+
+
+@dataclass(frozen=True)
+class KeepAbove:
+    """Keep every eligible row with at least this score."""
+
+    score: float
+    """A finite float32 value."""
+
+
+Keep = KeepShare | KeepCount | KeepAbove
+
+
+def parse_keep(text: str) -> Keep:
+    """What `--keep` asks for: `10%`, `2500` or `score>=1.5`.
+
+    A share is its decimal text as a fraction: 29% of 100 rows is 29 rows. A score is rounded to
+    the nearest float32, as scores are: the threshold that one run reports keeps the same rows in
+    the next.
+
+    Raises:
+        InputError: it is none of them, or out of range.
+    """
+    plain = text.strip()
+    if match := re.fullmatch(rf"({NUMBER})\s*%", plain):
+        share = Fraction(match[1]) / 100
+        if not 0 < share <= 1:
+            raise InputError(f"--keep {text!r}: a share must be above 0% and at most 100%.")
+        return KeepShare(share)
+    if re.fullmatch(r"[0-9]+", plain):
+        if int(plain) == 0:
+            raise InputError(f"--keep {text!r}: wanted at least 1 row.")
+        return KeepCount(int(plain))
+    if match := re.fullmatch(rf"score\s*>=\s*([+-]?{NUMBER}(?:[eE][+-]?[0-9]+)?)", plain):
+        score = float(match[1])
+        if abs(score) > FLOAT32_MAX:
+            raise InputError(f"--keep {text!r}: no score is beyond {FLOAT32_MAX:g} (float32).")
+        return KeepAbove(float(np.float32(score)))
+    raise InputError(f"--keep {text!r}: {_complaint(plain)}")
+
+
+def _complaint(plain: str) -> str:
+    wanted = "Wanted a share such as 10%, a number of rows such as 2500, or 'score>=1.5'."
+    if plain == "score":
+        return f"the shell took the rest for a file name; quote it. {wanted}"
+    if re.fullmatch(NUMBER, plain):
+        percent = f"{float(Fraction(plain) * 100):g}%"
+        return f"is it {plain}%, or {percent} as a part of 1? Write the % sign. {wanted}"
+    return f"cannot be read. {wanted}"
+
+
+class Decision(NamedTuple):
+    """What is selected from a pool, and how its scores are spread."""
+
+    cut: Cut
+    quantiles: tuple[float, ...]
+    """Scores, one for each probability asked for; empty where no row is eligible."""
+
+
+def decide(
+    survey: Survey, scan: Scan, keep: Keep, *, probabilities: Sequence[float] = ()
+) -> Decision:
+    """Find the cut, and exact quantiles of the eligible scores.
+
+    A quantile is that of the nearest rank: the smallest score which at least this share of the
+    rows does not exceed. After the survey, one pass finds all of them and the cut's second digit;
+    where rows tie at the threshold, each further digit takes one more, twelve for equal rows.
+
+    Args:
+        survey: of all sidecars.
+        scan: one more pass over the same sidecars.
+        keep: what to keep. A share of few rows, or a high score, may select none.
+        probabilities: of the quantiles, each in [0, 1].
+
+    Raises:
+        IncompleteError: the passes do not see the same rows.
+    """
+    eligible = survey.counts.eligible
+    if not eligible:
+        return Decision(Cut(selected=0, digits=()), ())
+    radix = Radix(survey, scan)
+    positions = [_position(probability, eligible) for probability in probabilities]
+    wanted = [radix.step((), position).prefix for position in positions]
+    if isinstance(keep, KeepAbove):
+        digits = _score_digits(keep.score)
+        radix.load([*wanted, digits[:1]])
+        selected = radix.count_to(digits)
+    else:
+        selected = _rows_to_keep(keep, eligible)
+        radix.load([*wanted, *([radix.step((), selected).prefix] if selected else [])])
+    return Decision(radix.cut(selected), tuple(map(radix.score_at, positions)))
+
+
+def _rows_to_keep(keep: KeepShare | KeepCount, eligible: int) -> int:
+    if isinstance(keep, KeepShare):
+        return math.floor(keep.share * eligible)
+    return min(keep.rows, eligible)
+
+
+def _position(probability: float, eligible: int) -> int:
+    """The place in selection order, from 1, of a quantile."""
+    if not 0 <= probability <= 1:
+        raise ValueError(f"a probability must be in [0, 1], got {probability}")
+    # Through its decimal text: in binary 0.07 * 100 is above 7.
+    rank = max(1, math.ceil(Fraction(str(probability)) * eligible))
+    return eligible - rank + 1
+
+
+def _score_digits(score: float) -> Prefix:
+    return divmod(int(score_keys(np.array([score], np.float32))[0]), DIGIT_VALUES)
+
+
+class Extremes(NamedTuple):
+    """The rows that show what a selection does; each list in selection order."""
+
+    best: list[Placed]
+    """First of all eligible rows."""
+    above: list[Placed]
+    """Last of the selected."""
+    below: list[Placed]
+    """First of those not selected."""
+    worst: list[Placed]
+    """Last of all eligible rows."""
+
+
+def extremes(sidecars: Iterable[SidecarColumns], cut: Cut, *, n: int = 3) -> Extremes:
+    """The `n` rows, at least 1, at both ends and on both sides of the cut; fewer where there are.
+
+    Reads hashes only of sidecars with a row that may, by its score, be one of them.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    found = Extremes([], [], [], [])
+    for columns in sidecars:
+        selected_N = cut.mask(columns)
+        every_M = np.flatnonzero(columns.eligible_N)
+        inside_M = np.flatnonzero(selected_N)
+        outside_M = np.flatnonzero(columns.eligible_N & ~selected_N)
+        candidates = Extremes(
+            best=_candidates(columns, every_M, n=n, held=found.best, end="first"),
+            above=_candidates(columns, inside_M, n=n, held=found.above, end="last"),
+            below=_candidates(columns, outside_M, n=n, held=found.below, end="first"),
+            worst=_candidates(columns, every_M, n=n, held=found.worst, end="last"),
+        )
+        found = merge_extremes([found, candidates], n=n)
+    return found
+
+
+def merge_extremes(parts: Iterable[Extremes], *, n: int = 3) -> Extremes:
+    """Those of all the sidecars, whatever their order and grouping."""
+    lists = zip(Extremes([], [], [], []), *parts, strict=True)
+    best, above, below, worst = (sorted(chain.from_iterable(rows)) for rows in lists)
+    return Extremes(best[:n], above[-n:], below[:n], worst[-n:])
+
+
+def _candidates(
+    columns: SidecarColumns,
+    rows_M: NDArray[np.intp],
+    *,
+    n: int,
+    held: list[Placed],
+    end: Literal["first", "last"],
+) -> list[Placed]:
+    """The first or last n of some rows, less those whose score loses against the n held."""
+    sign = 1 if end == "first" else -1
+    keys_M = sign * columns.score_keys_N[rows_M].astype(np.int64)
+    bounds = [np.partition(keys_M, n - 1)[n - 1]] if len(rows_M) > n else []
+    if len(held) == n:
+        bounds.append(max(sign * row.score_key for row in held))
+    if bounds:
+        rows_M = rows_M[keys_M <= min(bounds)]
+    if not len(rows_M):
+        return []
+    ordered_M = columns.in_order(rows_M)
+    return [columns.placed(row) for row in (ordered_M[:n] if sign == 1 else ordered_M[-n:])]

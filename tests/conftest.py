@@ -1,0 +1,36 @@
+"""What every test shares: no network, no Ray left behind, one small Ray for those that need one."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+# Before any import of ray, transformers or torch in a test module.
+os.environ.update(
+    RAY_AUTH_MODE="disabled",
+    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    RAY_DATA_DISABLE_PROGRESS_BARS="1",
+    RAY_TRAIN_V2_ENABLED="1",
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A real Ray on this machine with four logical CPUs."""
+    import ray  # noqa: PLC0415 - only tests that ask for it pay for it
+    from jobs.cli import connected  # noqa: PLC0415
+
+    assert not ray.is_initialized()
+    os.environ.pop("RAY_ADDRESS", None)
+    with connected(local_cpus=4):
+        # Ray Train looks for "the" Ray of the machine; name ours, another may be running.
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        yield
+    os.environ.pop("RAY_ADDRESS", None)
