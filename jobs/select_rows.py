@@ -15,7 +15,7 @@ import numpy as np
 
 from jobs import cli, pipeline
 from jobs import select_stages as stages
-from jobs.select_stages import Part, ScoredUnit, Told
+from jobs.select_stages import Part, ScoredUnit
 from scar_core import storage
 from scar_core.errors import IncompleteError, InputError, SchemaError
 from scar_core.manifest import (

@@ -93,10 +93,8 @@ def mean_accuracy(score_QR: NDArray[np.floating], pairs_QK: NDArray[np.bool_]) -
 def accuracy_table(rows: Sequence[AccuracyRow]) -> str:
     """The rows for a person, one line each under a heading."""
     width = max([len(row.source) for row in rows] + [len("source")])
-    lines = [
-        f"{'pair kind':<17}  {'source':<{width}}  {'pairs':>6}  {'accuracy':>8}  "
-        f"{'longer wins':>11}  {'matched pairs':>13}  {'accuracy there':>14}"
-    ]
+    heading = f"{'pair kind':<17}  {'source':<{width}}  {'pairs':>6}  {'accuracy':>8}  "
+    lines = [heading + f"{'longer wins':>11}  {'matched pairs':>13}  {'accuracy there':>14}"]
     lines += [
         f"{row.kind:<17}  {row.source:<{width}}  {row.pairs:>6,}  {_percent(row.accuracy):>8}  "
         f"{_percent(row.longer_wins):>11}  {row.matched_pairs:>13,}  "
@@ -121,7 +119,7 @@ def _groups(sources_Q: NDArray[np.object_]) -> Iterator[tuple[str, str, NDArray[
 def _wins(value_QR: NDArray[np.floating] | NDArray[np.integer]) -> NDArray[np.float64]:
     """1 where the better response of each pair has more, 0.5 where equal, 0 else, also for NaN."""
     better_QK, worse_QK = value_QR[:, _BETTER_K], value_QR[:, _WORSE_K]
-    return (better_QK > worse_QK) + 0.5 * (better_QK == worse_QK)
+    return np.where(better_QK == worse_QK, 0.5, (better_QK > worse_QK).astype(np.float64))
 
 
 def _length_matched(characters_QR: NDArray[np.integer]) -> NDArray[np.bool_]:
@@ -137,4 +135,4 @@ def _mean(values_P: NDArray[np.float64]) -> float | None:
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
+    return "-" if share is None else f"{share:.1%}"

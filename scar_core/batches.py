@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scar_core.encoding import TextTokenizer, TokenRows
     from scar_core.quadruples import Quadruple
 
-_PADDED_TOKENS = 4096  # encoded at once; on a CPU 512 to 4,096 are equally fast
+_PADDED_TOKENS = 1024  # encoded at once: 1.16 computed tokens per real one, 1.57 with 4,096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,8 @@ class GatedQuadruples:
     @property
     def trainable_Q(self) -> NDArray[np.bool_]:
         """Whether a quadruple has a pair to learn from."""
-        trainable: NDArray[np.bool_] = self.kept_QK.any(axis=1)
-        return trainable
+        kept: NDArray[np.bool_] = np.asarray(self.kept_QK.any(axis=1))
+        return kept
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,8 +68,9 @@ def load_ranker(path: str) -> LoadedRanker:
     with ranker_files.local_copy(path, files=ALL_FILES) as folder:
         raw = ranker_files.read_config(folder, where=path)
         config = ranker_files.to_config(raw, where=path)
-        encoder = encoders.empty_encoder(encoders.encoder_config(config.encoder_config, where=path))
-        ranker = Ranker(config, encoder)
+        with torch.random.fork_rng(devices=[]):  # the heads are filled at random, then loaded
+            encoder = encoders.encoder_config(config.encoder_config, where=path)
+            ranker = Ranker(config, encoders.empty_encoder(encoder))
         found = _native_parameters(ranker_files.read_weights(folder, where=path), ranker)
         _check_parameters(ranker.state_dict(), found, where=path)
         # The file is mapped into memory, unaligned: copies make faster parameters that outlive it.

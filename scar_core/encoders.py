@@ -59,12 +59,15 @@ def read_encoder_config(folder_or_name: str, *, wanted_by: str = "") -> dict[str
 
     try:
         raw, _ = PretrainedConfig.get_config_dict(folder_or_name)
+        problem, cause = "there is none", None
     except (OSError, ValueError) as error:
+        raw, problem, cause = {}, first_line(error), error
+    if not raw:
         raise RankerError(
             f"{wanted_by or folder_or_name}: the configuration of the encoder {folder_or_name!r} "
-            f"cannot be read ({first_line(error)}). "
+            f"cannot be read ({problem}). "
             "Give a folder that holds its config.json, or a hub name that can be reached."
-        ) from error
+        ) from cause
     return {name: value for name, value in raw.items() if name != "_commit_hash"}
 
 

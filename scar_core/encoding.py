@@ -6,14 +6,17 @@ Shape suffixes: N texts, N1 one more than the texts, T tokens of all texts toget
 from __future__ import annotations
 
 import os
+import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
 
+from scar_core import storage
 from scar_core.errors import RankerError
 
 if TYPE_CHECKING:
@@ -21,6 +24,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "bpe.codes",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
 _CHUNK_TEXTS = 1024  # bounds what the tokenizer holds beside the ids; speed is the same from 256 on
 
 
@@ -113,7 +129,7 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, folder_or_name: str, *, max_tokens: int = 512) -> Self:
-        """Read the tokenizer of a local folder or a hub name; no remote code is run.
+        """Read the tokenizer of a local or fsspec folder, or of a hub name; no remote code is run.
 
         Raises:
             RankerError: there is no tokenizer that can be read.
@@ -153,7 +169,7 @@ class TextTokenizer:
 
 
 def load_tokenizer(folder_or_name: str) -> Any:  # noqa: ANN401  - one of transformers' many tokenizer classes
-    """Read a transformers tokenizer from a local folder or a hub name, without remote code.
+    """Read a transformers tokenizer as TextTokenizer.load does.
 
     Raises:
         RankerError: there is no tokenizer that can be read.
@@ -161,13 +177,27 @@ def load_tokenizer(folder_or_name: str) -> Any:  # noqa: ANN401  - one of transf
     from transformers import AutoTokenizer  # noqa: PLC0415  - seconds, and TokenRows needs none of it
 
     try:
-        with quiet():  # it warns that it does not know a ranker's model_type, and need not
-            return AutoTokenizer.from_pretrained(folder_or_name, trust_remote_code=False)
+        # quiet: it warns that it does not know a ranker's model_type, and need not.
+        with local_folder(folder_or_name, files=("config.json", *TOKENIZER_FILES)) as here, quiet():
+            return AutoTokenizer.from_pretrained(here, trust_remote_code=False)
     except Exception as error:  # the Rust library raises no narrower class
         raise RankerError(
             f"{folder_or_name}: no tokenizer that transformers can read ({first_line(error)}). "
             f"Give a folder with tokenizer.json, or a hub name that can be reached."
         ) from error
+
+
+@contextmanager
+def local_folder(path: str, *, files: tuple[str, ...]) -> Iterator[str]:
+    """Give a path that other libraries can open; of a remote folder a copy of these files."""
+    if storage.is_local(path):
+        yield path if "://" not in path else storage.absolute(path)
+        return
+    with tempfile.TemporaryDirectory() as local:
+        for name in files:
+            if storage.exists(storage.join(path, name)):
+                (Path(local) / name).write_bytes(storage.read_bytes(storage.join(path, name)))
+        yield local
 
 
 @contextmanager

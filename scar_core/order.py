@@ -124,7 +124,7 @@ class SidecarColumns:
                 f"{self.where}: no column {name!r}, so it is no sidecar. Score the unit again."
             ) from error
         wanted = SIDECAR_SCHEMA.field(name).type
-        if False:
+        if column.type != wanted:
             raise SchemaError(
                 f"{self.where}: column {name!r} holds {column.type}; wanted {wanted}. "
                 "Cast it, or score the unit again."

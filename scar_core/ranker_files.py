@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 
 from scar_core import encoders, storage
-from scar_core.encoding import first_line
+from scar_core.encoding import TOKENIZER_FILES, first_line, local_folder
 from scar_core.errors import RankerError
 from scar_core.model import RankerConfig
 
@@ -37,20 +37,7 @@ FORMAT_KEY = "scar_curate_format"
 CONFIG = "config.json"
 MANIFEST = "manifest.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
-TOKENIZER = (
-    "added_tokens.json",
-    "bpe.codes",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "special_tokens_map.json",
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-)
-ALL_FILES = (CONFIG, *TOKENIZER, *WEIGHTS)
+ALL_FILES = (CONFIG, *TOKENIZER_FILES, *WEIGHTS)
 _FIELDS = {"encoder_name": str, "hidden_dim": int, "linear_dim": int, "encoder_config": dict}
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
@@ -74,18 +61,15 @@ def local_copy(path: str, *, files: tuple[str, ...]) -> Iterator[Path]:
     """
     if on_hub(path):
         yield _from_hub(path, files)
-    elif storage.is_local(path):
-        yield Path(storage.absolute(path))
-    else:
+    elif not files and not storage.is_local(path):
         with tempfile.TemporaryDirectory() as local:
-            if not files:
-                storage.download_folder(path, Path(local))
-            there = [name for name in files if storage.exists(storage.join(path, name))]
-            for name in there:
-                if name != WEIGHTS[1] or WEIGHTS[0] not in there:
-                    content = storage.read_bytes(storage.join(path, name))
-                    (Path(local) / name).write_bytes(content)
+            storage.download_folder(path, Path(local))
             yield Path(local)
+    else:
+        if WEIGHTS[0] in files and storage.exists(storage.join(path, WEIGHTS[0])):
+            files = tuple(name for name in files if name != WEIGHTS[1])
+        with local_folder(path, files=files) as folder:
+            yield Path(folder).expanduser()
 
 
 def on_hub(path: str) -> bool:
@@ -200,7 +184,7 @@ def fingerprint(folder: Path, config: RankerConfig) -> str:
     """Hash names and contents of the files that load_ranker reads, and the encoder's config."""
     total = hashlib.sha256(json.dumps(config.encoder_config, sort_keys=True).encode())
     weights = [name for name in WEIGHTS if (folder / name).exists()][:1]
-    for name in (CONFIG, *weights, *TOKENIZER):
+    for name in (CONFIG, *weights, *TOKENIZER_FILES):
         if (folder / name).exists():
             with (folder / name).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -337,11 +337,13 @@ def test_the_selection_does_not_depend_on_layout_workers_or_order_of_arrival(
 
 def test_the_first_digits_of_a_hand_worked_cut() -> None:
     """1.0 is 0x3f800000, so its key is 0x407fffff; -1.0 is 0xbf800000, so 0xbf7fffff."""
-    units = make_units([1.0, -1.0, NAN, 1.0], unit_rows=2, hashes=1)
-    assert Tasks(units).decide(KeepCount(2)).cut.digits == (0x407F, 0xFFFF)
-    assert Tasks(units).decide(KeepCount(3)).cut.digits == (0xBF7F, 0xFFFF)
-    first = (0x407F, 0xFFFF, *[0] * 8, 0, 0)
-    assert Tasks(units).decide(KeepCount(1)).cut.digits[: len(first) - 1] == first[:-1]
+    scores = [1.0, -1.0, NAN, 1.0]
+    rows = [Row("a", number, score, b"\x01\x02" * 8) for number, score in enumerate(scores)]
+    tasks = Tasks([rows[:2], rows[2:]])
+    assert tasks.decide(KeepCount(2)).cut.digits == (0x407F, 0xFFFF)
+    assert tasks.decide(KeepCount(3)).cut.digits == (0xBF7F, 0xFFFF)
+    # Rows 0 and 3 differ by their units only: 0 and 1, the last of the ordinal's digits.
+    assert tasks.decide(KeepCount(1)).cut.digits == (0x407F, 0xFFFF, *[0x0102] * 8, 0, 0)
 
 
 def test_score_keys_order_all_floats() -> None:
