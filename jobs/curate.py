@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from jobs import cli
 from jobs.score import ScoreConfig, make_plan, score
-from jobs.select_rows import SelectOptions, check_score_column, open_scores, select
+from jobs.select_rows import SelectOptions, check_score_column, open_scores, rescorer_of, select
 from scar_core import storage
 from scar_core.manifest import MANIFEST_NAME, new_run_id, write_pointer
 from scar_core.report import render
@@ -55,7 +55,7 @@ def curate(config: CurateConfig) -> str:
     check_score_column(plan.files, config.score_column)
     with cli.connected():
         scores = open_scores(score(scoring, plan))
-        report = select(scores, config, folder=folder)
+        report = select(scores, config, rescorer_of(scores, config), folder=folder)
     write_pointer(out, run, kind="selection")
     print(render(report))  # noqa: T201 - the job's result
     return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -11,9 +10,10 @@ from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobs import cli, pipeline
+from jobs.actors import WRITER_CPUS, ActorConfig, scored_units
 from jobs.progress import Progress
 from scar_core import storage
-from scar_core.errors import IncompleteError, InputError
+from scar_core.errors import IncompleteError
 from scar_core.manifest import (
     MANIFEST_NAME,
     follow_pointer,
@@ -42,12 +42,10 @@ logger = logging.getLogger("scar_curate")
 # Consecutive units of a file are read by one task, so that a huge row group is not decoded from
 # its start for each of them; more than this and the cores would wait for one reader.
 UNITS_PER_READ = 8
-READER_CPUS = 0.5
-WRITER_CPUS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(PairColumns, UnitConfig):
+class ScoreConfig(PairColumns, UnitConfig, ActorConfig):
     """Score every row of a pool with a ranker."""
 
     pool: list[str]
@@ -58,25 +56,18 @@ class ScoreConfig(PairColumns, UnitConfig):
     """Scores directory; finished units found there are not scored again."""
     max_tokens: int = 512
     """Tokens of a text that the encoder sees, special tokens included, at least 3."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """fp32, or bf16 where the processor has it."""
-    actors: str = "auto"
-    """Scoring actors, each with its own copy of the model: a number, MIN:MAX, or `auto`: one per
-    free CPU, or per GPU share where --gpus-per-actor is given."""
-    gpus_per_actor: float = 0.0
-    """GPUs of one actor; 0 scores on CPUs; a fraction lets actors share a GPU."""
-    cpus_per_actor: float = 1.0
-    """CPUs, and threads, of one actor that scores on CPUs; an actor with a GPU reserves none."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """fp32 is the reference. bf16 is faster where the processor has it; the selection then scores
+    rows near the threshold again in fp32 and keeps what fp32 would. auto: bf16 on GPUs and on CPUs
+    that have it, else fp32."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
         PairColumns.__post_init__(self)
         UnitConfig.__post_init__(self)
+        ActorConfig.__post_init__(self)
         if self.max_tokens < 3:  # noqa: PLR2004 - two special tokens and one of the text
             raise ValueError(f"max_tokens must be at least 3, got {self.max_tokens}")
-        if self.gpus_per_actor < 0 or self.cpus_per_actor <= 0:
-            raise ValueError("gpus_per_actor must be at least 0 and cpus_per_actor above 0")
-        parse_actors(self.actors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,18 +92,16 @@ class Plan:
         return sum(unit.rows for unit in self.units)
 
 
-def parse_actors(text: str) -> tuple[int, int] | None:
-    """(least, most) actors, or None for `auto`; ValueError where it is neither."""
-    if text == "auto":
-        return None
-    low, _, high = text.partition(":")
-    try:
-        bounds = int(low), int(high or low)
-    except ValueError:
-        bounds = (0, 0)
-    if not 1 <= bounds[0] <= bounds[1]:
-        raise ValueError(f"actors must be a number, MIN:MAX or auto, got {text!r}")
-    return bounds
+def resolved_precision(config: ScoreConfig) -> Literal["fp32", "bf16"]:
+    """What `auto` means for these actors; CPUs are taken to be like this machine's."""
+    import torch  # noqa: PLC0415
+
+    from scar_core.linears import bf16_is_native  # noqa: PLC0415 - torch
+
+    if config.precision != "auto":
+        return config.precision
+    fast = config.gpus_per_actor > 0 or bf16_is_native(torch.device("cpu"))
+    return "bf16" if fast else "fp32"
 
 
 def make_plan(config: ScoreConfig) -> Plan:
@@ -132,7 +121,7 @@ def make_plan(config: ScoreConfig) -> Plan:
         response_column=config.response_column,
         max_row_bytes=config.max_row_bytes,
         max_tokens=config.max_tokens,
-        precision=config.precision,
+        precision=resolved_precision(config),
     )
     finished = find_finished(storage.absolute(config.out), units, key)
     plan = Plan(files=files, units=units, key=key, finished=finished)
@@ -194,77 +183,25 @@ class Waiting:
 
 
 def _run(config: ScoreConfig, plan: Plan) -> Iterator[ScoredSidecar]:
-    """The pipeline: read and tokenize on CPUs, score on actors, write on CPUs; as it finishes."""
-    from ray.data import ActorPoolStrategy  # noqa: PLC0415 - a run that has nothing to score starts no Ray
+    """Sidecars of the missing units, in the order in which they are finished."""
+    from jobs.score_stages import write_sidecars  # noqa: PLC0415 - torch
 
-    from jobs import score_stages as stages  # noqa: PLC0415 - torch
-
-    low, high = actor_bounds(config)
-    ranker = stored_ranker(config.ranker)
-    on_gpu = config.gpus_per_actor > 0
-    scored = (
-        pipeline.source(read_tasks(plan))
-        .map_batches(
-            stages.read_and_tokenize,
-            fn_kwargs={"ranker": ranker, "columns": config, "max_tokens": config.max_tokens},
-            batch_size=1,
-            num_cpus=READER_CPUS,
-        )
-        .map_batches(
-            stages.ScoreUnits,
-            fn_constructor_kwargs={
-                "ranker": ranker,
-                "precision": config.precision,
-                "threads": None if on_gpu else max(1, round(config.cpus_per_actor)),
-            },
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=low, max_size=high),
-            num_cpus=0 if on_gpu else config.cpus_per_actor,
-            num_gpus=config.gpus_per_actor,
-        )
-        .map_batches(
-            stages.write_sidecars,
-            fn_kwargs={"scores": storage.absolute(config.out), "key": plan.key},
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=WRITER_CPUS,
-        )
+    scored = scored_units(
+        read_tasks(plan),
+        ranker=config.ranker,
+        columns=config,
+        max_tokens=config.max_tokens,
+        precision=plan.key.precision,
+        actors=config,
     )
-    yield from pipeline.results(scored)
-
-
-def stored_ranker(ranker: str) -> str:
-    """A ranker's place as any worker may use it: a hub name stays what it is."""
-    return storage.absolute(ranker) if storage.is_folder(ranker) else ranker
-
-
-def actor_bounds(config: ScoreConfig) -> tuple[int, int]:
-    """(least, most) actors that the connected cluster is asked for.
-
-    Raises:
-        InputError: this machine's own Ray can never start that many.
-    """
-    import ray  # noqa: PLC0415
-
-    there = ray.cluster_resources()
-    if config.gpus_per_actor > 0:
-        free, each, what = there.get("GPU", 0.0), config.gpus_per_actor, "GPUs"
-    else:
-        # Readers and writers need their share, or the actors wait for ever.
-        free = there.get("CPU", 0.0) - READER_CPUS - WRITER_CPUS
-        each, what = config.cpus_per_actor, "CPUs"
-    room = int(free / each)
-    bounds = parse_actors(config.actors) or (max(1, room), max(1, room))
-    if bounds[0] > room:
-        message = (
-            f"--actors {config.actors} with {each:g} {what} each needs {bounds[0] * each:g} {what}"
-            f"; the cluster has {free:g} beside its readers."
-        )
-        if "RAY_ADDRESS" not in os.environ:
-            raise InputError(f"{message} Ask for fewer actors or a smaller share.")
-        logger.warning("%s Waiting for it to grow.", message)
-    return bounds
+    written = scored.map_batches(
+        write_sidecars,
+        fn_kwargs={"scores": storage.absolute(config.out), "key": plan.key},
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=WRITER_CPUS,
+    )
+    yield from pipeline.results(written)
 
 
 def read_tasks(plan: Plan) -> list[Any]:

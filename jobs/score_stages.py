@@ -3,6 +3,7 @@
 read_and_tokenize   a read task  →  units: texts checked, hashed and tokenized
 ScoreUnits          a unit       →  the same with scores in place of token ids
 write_sidecars      a unit       →  a sidecar in storage, and what is in it
+write_rescored_rows some rows    →  their fp32 scores beside the sidecars
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import pyarrow as pa
 
 from jobs import pipeline
 from scar_core.encoding import TextTokenizer, TokenRows
+from scar_core.errors import IncompleteError
+from scar_core.precision import Rescored, write_rescored
 from scar_core.rows import SIDECAR_SCHEMA, PairColumns, check_pairs
 from scar_core.sidecars import ScoringKey, Sidecar, write_sidecar
 from scar_core.units import PoolFile, Unit, read_ranges
@@ -35,6 +38,14 @@ class ReadTask:
 
     file: PoolFile
     units: tuple[Unit, ...]
+    offsets: tuple[NDArray[np.int32], ...] | None = None
+    """Per unit the rows to score, as ascending offsets within it; None: all of them."""
+
+    def wanted(self) -> Iterator[tuple[Unit, NDArray[np.int32]]]:
+        """(unit, offsets within it) of all the rows to score."""
+        for index, unit in enumerate(self.units):
+            every = np.arange(unit.rows, dtype=np.int32)
+            yield unit, every if self.offsets is None else self.offsets[index]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +73,20 @@ def read_and_tokenize(
     for task in pipeline.objects(batch):
         tables = read_ranges(
             task.file,
-            [(unit.row_start, unit.row_start + unit.rows) for unit in task.units],
+            [
+                (unit.row_start + int(offsets[0]), unit.row_start + int(offsets[-1]) + 1)
+                for unit, offsets in task.wanted()
+            ],
             columns=[columns.instruction_column, columns.response_column],
         )
-        for unit, table in zip(task.units, tables, strict=True):
-            pairs = check_pairs(table, columns)
+        for (unit, offsets), table in zip(task.wanted(), tables, strict=True):
+            pairs = check_pairs(table.take(pa.array(offsets - offsets[0])), columns)
             instructions = tokenizer.tokenize(pairs.instructions)
             responses = tokenizer.tokenize(pairs.responses)
             yield pa.table(
                 {
                     "unit": [asdict(unit)],
+                    "offsets": _one_row(pa.array(offsets)),
                     "kept_rows": pa.array([pairs.kept_rows], pa.list_(pa.int32())),
                     "hashes": pa.array([pairs.hashes], pa.list_(pa.binary())),
                     "reasons": pa.array([pairs.reasons], pa.list_(pa.string())),
@@ -87,7 +102,12 @@ class ScoreUnits:
     """Ray's view of a Scorer: token ids go, scores come."""
 
     def __init__(
-        self, *, ranker: str, precision: Literal["fp32", "bf16"], threads: int | None
+        self,
+        *,
+        ranker: str,
+        max_tokens: int,
+        precision: Literal["fp32", "bf16"],
+        threads: int | None,
     ) -> None:
         import torch  # noqa: PLC0415 - only actors need it
 
@@ -96,7 +116,8 @@ class ScoreUnits:
         if threads is not None:
             torch.set_num_threads(threads)
         logging.basicConfig(level=logging.INFO)
-        self.scorer = Scorer.load(ranker, config=ScoringConfig(precision=precision))
+        config = ScoringConfig(precision=precision, max_tokens=max_tokens)
+        self.scorer = Scorer.load(ranker, config=config)
         self.idle_since = time.perf_counter()
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -106,7 +127,7 @@ class ScoreUnits:
         responses = _token_rows(table, "response")
         scores_K = self.scorer.score_tokens(instructions, responses)
         cut_K = instructions.cut_N + responses.cut_N
-        scored = table.select(["unit", "kept_rows", "hashes", "reasons"])
+        scored = table.select(["unit", "offsets", "kept_rows", "hashes", "reasons"])
         for name, values in (
             ("scores", scores_K),
             ("instruction_tokens", instructions.lengths_N.astype(np.int32)),
@@ -127,6 +148,19 @@ def write_sidecars(row: pa.Table, *, scores: str, key: ScoringKey) -> dict[str, 
     waited, worked = (row[f"{name}_seconds"][0].as_py() for name in ("waited", "worked"))
     result = ScoredSidecar(sidecar=sidecar, waited_seconds=waited, worked_seconds=worked)
     return pipeline.packed([result])
+
+
+def write_rescored_rows(row: pa.Table, *, scores: str, key_id: str) -> dict[str, Any]:
+    """Store the fp32 scores of some rows of the one unit of a table of one row; how many."""
+    unit = Unit(**row["unit"][0].as_py())
+    again = Rescored(_flat(row, "offsets").to_numpy(), _flat(row, "scores").to_numpy())
+    if len(again.offsets_M) != len(again.scores_M):
+        raise IncompleteError(
+            f"{unit.path}: {len(again.offsets_M):,} rows were to be scored again from row "
+            f"{unit.row_start:,} on, {len(again.scores_M):,} were. The file changed; score again."
+        )
+    write_rescored(scores, key_id=key_id, unit_id=unit.id, rescored=again)
+    return pipeline.packed([len(again.offsets_M)])
 
 
 def sidecar_table(row: pa.Table, unit: Unit) -> pa.Table:

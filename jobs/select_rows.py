@@ -6,7 +6,7 @@ import logging
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from hashlib import sha256
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ import numpy as np
 
 from jobs import cli, pipeline
 from jobs import select_stages as stages
+from jobs.actors import ActorConfig
+from jobs.rescore import Rescorer, chunks_of, settle
 from jobs.select_stages import Part, ScoredUnit
 from scar_core import storage
 from scar_core.errors import IncompleteError, InputError, SchemaError
@@ -29,7 +31,15 @@ from scar_core.manifest import (
 from scar_core.radix import merge_surveys
 from scar_core.report import QUANTILES, render, shorten
 from scar_core.rows import PairColumns
-from scar_core.selection import Decision, Extremes, decide, merge_extremes, parse_keep
+from scar_core.selection import (
+    Decision,
+    Extremes,
+    Keep,
+    KeepAbove,
+    decide,
+    merge_extremes,
+    parse_keep,
+)
 from scar_core.units import PoolFile, Unit, open_file, read_ranges
 
 if TYPE_CHECKING:
@@ -39,13 +49,9 @@ if TYPE_CHECKING:
 
     from jobs.select_stages import Told
     from scar_core.order import Placed, Prefix
-    from scar_core.radix import Counts
+    from scar_core.radix import Counts, Cut
 
 logger = logging.getLogger("scar_curate")
-
-# Rows whose sidecars one task reads: enough that Ray's 15 ms a task do not count.
-CHUNK_ROWS = 500_000
-TASKS_PER_CPU = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +75,21 @@ class SelectOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectConfig(SelectOptions):
+class SelectConfig(SelectOptions, ActorConfig):
     """Select the best rows of a scored pool."""
 
     scores: str
     """Scores directory (its newest scores), or the directory of one run in it."""
     out: str
     """Directory of the selection; must not hold one yet."""
+    ranker: str | None = None
+    """For bf16 scores: the ranker to score rows near the threshold again with, if it is not where
+    the scores' manifest says. Actor flags matter only then."""
+
+    def __post_init__(self) -> None:
+        """Check what both halves check."""
+        SelectOptions.__post_init__(self)
+        ActorConfig.__post_init__(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +146,15 @@ def _open_pool_file(entry: dict[str, Any], folder: str, columns: PairColumns) ->
     return file
 
 
-def select(scores: Scores, options: SelectOptions, *, folder: str) -> dict[str, Any]:
+def select(
+    scores: Scores, options: SelectOptions, rescorer: Rescorer, *, folder: str
+) -> dict[str, Any]:
     """Select, write the rows, publish with a report; the report.
 
     Args:
         scores: what to select from.
         options: what to keep.
+        rescorer: for bf16 scores.
         folder: of the run; holds nothing yet.
 
     Raises:
@@ -145,39 +162,108 @@ def select(scores: Scores, options: SelectOptions, *, folder: str) -> dict[str, 
         IncompleteError: rows are missing somewhere; nothing was published.
     """
     check_score_column(scores.files, options.score_column)
-    chunks = _chunks(scores.units)
-
-    def scan(prefixes: Sequence[Prefix]) -> NDArray[np.int64]:
-        found = pipeline.run(stages.scan_chunk, chunks, prefixes=list(prefixes))
-        return reduce(np.add, found)
-
-    survey = merge_surveys(pipeline.run(stages.survey_chunk, chunks))
-    counts = survey.counts
-    if counts.rows != scores.manifest["counts"]["rows_in"]:
-        raise IncompleteError(
-            f"{scores.folder}: sidecars hold {counts.rows:,} rows, the manifest says "
-            f"{scores.manifest['counts']['rows_in']:,}. Score again."
-        )
-    decision = decide(survey, scan, parse_keep(options.keep), probabilities=QUANTILES)
+    units, judged, precision = _settled(scores, options, rescorer)
+    cut = judged.decision.cut
     told = list(
         pipeline.run(
-            stages.tell_chunk, chunks, cut=decision.cut, source_column=options.source_column
+            stages.tell_chunk, chunks_of(units), cut=cut, source_column=options.source_column
         )
     )
-    parts = plan_parts(scores.units, told, megabytes=options.file_megabytes)
+    parts = plan_parts(units, told, megabytes=options.file_megabytes)
     logger.info(
         "selected %s of %s rows; writing %s files",
-        f"{decision.cut.selected:,}",
-        f"{counts.eligible:,}",
+        f"{cut.selected:,}",
+        f"{judged.eligible:,}",
         f"{len(parts):,}",
     )
     written = pipeline.run(
-        stages.write_part, parts, folder=folder, cut=decision.cut, score_column=options.score_column
+        stages.write_part, parts, folder=folder, cut=cut, score_column=options.score_column
     )
     entries = sorted(written, key=lambda entry: str(entry["path"]))
-    report = _report(scores, options, counts, decision, told)
-    _publish(scores, options, folder=folder, decision=decision, report=report, entries=entries)
+    report = _report(scores, options, judged, told)
+    report["precision"] = precision
+    _publish(scores, options, folder=folder, cut=cut, report=report, entries=entries)
     return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A selection by the scores that there are."""
+
+    keep: Keep
+    counts: Counts
+    decision: Decision
+
+    @property
+    def eligible(self) -> int:
+        """Rows with a score."""
+        return self.counts.eligible
+
+    @property
+    def boundary(self) -> float | None:
+        """The score that separates selected rows from others; None where nothing does."""
+        if isinstance(self.keep, KeepAbove):
+            return self.keep.score
+        return None if self.decision.cut.selected == self.eligible else self.decision.cut.threshold
+
+
+def judge(units: Sequence[ScoredUnit], keep: Keep) -> Judged:
+    """Select by the units' effective scores; nothing is written."""
+    chunks = chunks_of(units)
+
+    def scan(prefixes: Sequence[Prefix]) -> NDArray[np.int64]:
+        return reduce(np.add, pipeline.run(stages.scan_chunk, chunks, prefixes=list(prefixes)))
+
+    survey = merge_surveys(pipeline.run(stages.survey_chunk, chunks))
+    decision = decide(survey, scan, keep, probabilities=QUANTILES)
+    return Judged(keep=keep, counts=survey.counts, decision=decision)
+
+
+def _settled(
+    scores: Scores, options: SelectOptions, rescorer: Rescorer
+) -> tuple[list[ScoredUnit], Judged, dict[str, Any]]:
+    """The units, the selection, and how precise their scores are."""
+    keep = parse_keep(options.keep)
+    if scores.manifest["key"]["precision"] == "fp32":
+        units, judged, precision = scores.units, judge(scores.units, keep), {"scores": "fp32"}
+    else:
+        units, judged, precision = settle(rescorer, scores.units, partial(judge, keep=keep))
+    if judged.counts.rows != scores.manifest["counts"]["rows_in"]:
+        raise IncompleteError(
+            f"{scores.folder}: sidecars hold {judged.counts.rows:,} rows, the manifest says "
+            f"{scores.manifest['counts']['rows_in']:,}. Score again."
+        )
+    return units, judged, precision
+
+
+def rescorer_of(scores: Scores, actors: ActorConfig, *, ranker: str | None = None) -> Rescorer:
+    """What scores rows again in fp32, should the scores be bf16 ones.
+
+    The ranker is the one that the scores' manifest names, unless another place is given.
+
+    Raises:
+        InputError: it is not the ranker that scored.
+    """
+    key = scores.manifest["key"]
+    named = scores.manifest["config"]["ranker"]
+    place = ranker or storage.locate(named, base=scores.folder)
+    place = place if storage.is_folder(place) else named
+    if key["precision"] != "fp32":
+        from scar_core.checkpoint import ranker_fingerprint  # noqa: PLC0415 - torch
+
+        if ranker_fingerprint(place) != key["ranker"]:
+            raise InputError(
+                f"{place}: is not the ranker of these bf16 scores; rows near the threshold cannot "
+                "be scored again. Pass it with --ranker."
+            )
+    return Rescorer(
+        scores=storage.locate(scores.manifest["files_below"], base=scores.folder),
+        key_id=scores.manifest["key_id"],
+        ranker=place,
+        columns=scores.columns,
+        max_tokens=key["max_tokens"],
+        actors=actors,
+    )
 
 
 def check_score_column(files: Sequence[PoolFile], name: str) -> None:
@@ -188,28 +274,6 @@ def check_score_column(files: Sequence[PoolFile], name: str) -> None:
                 f"{file.url}: has a column {name!r} already; selected rows would have two. "
                 "Pass another name with --score-column."
             )
-
-
-def _chunks(units: Sequence[ScoredUnit]) -> list[list[ScoredUnit]]:
-    """The units of a selection in shares that suit the connected cluster."""
-    import ray  # noqa: PLC0415
-
-    tasks = max(1, round(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
-    rows = sum(scored.unit.rows for scored in units)
-    return chunks_of(units, rows=max(CHUNK_ROWS, rows // tasks))
-
-
-def chunks_of(units: Sequence[ScoredUnit], *, rows: int) -> list[list[ScoredUnit]]:
-    """Consecutive units, about so many rows a chunk."""
-    chunks: list[list[ScoredUnit]] = [[]]
-    held = 0
-    for scored in units:
-        if chunks[-1] and held + scored.unit.rows > rows:
-            chunks.append([])
-            held = 0
-        chunks[-1].append(scored)
-        held += scored.unit.rows
-    return chunks
 
 
 def plan_parts(units: Sequence[ScoredUnit], told: Sequence[Told], *, megabytes: int) -> list[Part]:
@@ -243,11 +307,10 @@ def plan_parts(units: Sequence[ScoredUnit], told: Sequence[Told], *, megabytes: 
 def _report(
     scores: Scores,
     options: SelectOptions,
-    counts: Counts,
-    decision: Decision,
+    judged: Judged,
     told: Sequence[Told],
 ) -> dict[str, Any]:
-    cut = decision.cut
+    cut, counts = judged.decision.cut, judged.counts
     of_scores = scores.manifest["counts"]
     rows: Counter[str] = Counter()
     selected: Counter[str] = Counter()
@@ -255,7 +318,7 @@ def _report(
         for source, (n, kept) in part.sources.items():
             rows[source] += n
             selected[source] += kept
-    quantiles = zip((f"{p:.0%}" for p in QUANTILES), decision.quantiles, strict=False)
+    quantiles = zip((f"{p:.0%}" for p in QUANTILES), judged.decision.quantiles, strict=False)
     return {
         "keep": options.keep,
         "counts": {
@@ -326,14 +389,14 @@ def _publish(
     options: SelectOptions,
     *,
     folder: str,
-    decision: Decision,
+    cut: Cut,
     report: dict[str, Any],
     entries: list[dict[str, Any]],
 ) -> None:
     written = sum(entry["rows"] for entry in entries)
-    if written != decision.cut.selected:
+    if written != cut.selected:
         raise IncompleteError(
-            f"{folder}: {decision.cut.selected:,} rows are selected, {written:,} were written."
+            f"{folder}: {cut.selected:,} rows are selected, {written:,} were written."
         )
     data = to_json(report)
     storage.write_bytes(storage.join(folder, "report.json"), data)
@@ -359,7 +422,8 @@ def _publish(
         ],
         counts=report["counts"],
         threshold=report["threshold"],
-        cut=decision.cut.to_json(),
+        precision=report["precision"],
+        cut=cut.to_json(),
         files=[*entries, {**report_entry, "sha256": sha256(data).hexdigest()}],
     )
 
@@ -371,8 +435,9 @@ def job(argv: Sequence[str]) -> None:
     check_unpublished(folder)
     scores = open_scores(config.scores)
     check_score_column(scores.files, config.score_column)
+    rescorer = rescorer_of(scores, config, ranker=config.ranker)
     with cli.connected():
-        report = select(scores, config, folder=folder)
+        report = select(scores, config, rescorer, folder=folder)
     print(render(report))  # noqa: T201 - the job's result
     logger.info("%s", storage.join(folder, MANIFEST_NAME))
 

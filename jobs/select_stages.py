@@ -2,6 +2,9 @@
 
 survey_chunk   sidecars  →  their counts and the first histogram of their keys
 scan_chunk     sidecars  →  histograms of a further digit
+sample_chunk   sidecars  →  rows by which bf16 errors are measured
+near_chunk     sidecars  →  rows that bf16 errors could carry over the threshold
+errors_chunk   sidecars  →  the largest error seen
 tell_chunk     sidecars  →  selected rows of each unit, shares by source, best and worst rows
 write_part     one output file: the selected rows of consecutive units
 """
@@ -21,14 +24,26 @@ import pyarrow.parquet as pq
 from scar_core import storage
 from scar_core.errors import IncompleteError
 from scar_core.order import Prefix, SidecarColumns
+from scar_core.precision import (
+    Errors,
+    Rescored,
+    errors_of,
+    open_columns,
+    read_rescored,
+    rows_near,
+    sample_rows,
+)
 from scar_core.radix import Cut, Survey, histograms, survey
 from scar_core.selection import Extremes, extremes
 from scar_core.units import PoolFile, Unit, read_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    Rows = dict[int, NDArray[np.int32]]
+    """Offsets within a unit, by its ordinal."""
 
 # What a writer holds before it becomes a row group: large enough to compress and scan well.
 ROW_GROUP_BYTES = 64 * 2**20
@@ -45,6 +60,8 @@ class ScoredUnit:
     """Whose rows these are."""
     sidecar: str
     """Path or URL, from any machine."""
+    rescored: tuple[str, ...] = ()
+    """Files with rows of it that were scored again in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +88,22 @@ class Part:
 
 
 def columns_of(units: Iterable[ScoredUnit]) -> Iterator[SidecarColumns]:
-    """The sidecars of some units, opened one after the other."""
+    """The sidecars of some units with effective scores, opened one after the other."""
     for scored in units:
-        yield SidecarColumns.open(scored.sidecar, ordinal=scored.ordinal)
+        yield open_columns(scored.sidecar, ordinal=scored.ordinal, rescored=scored.rescored)
+
+
+def consecutive(units: Sequence[ScoredUnit], *, rows: int) -> Iterator[list[ScoredUnit]]:
+    """Units that follow each other, about so many rows at a time."""
+    chunk: list[ScoredUnit] = []
+    held = 0
+    for scored in units:
+        if chunk and held + scored.unit.rows > rows:
+            yield chunk
+            chunk, held = [], 0
+        chunk.append(scored)
+        held += scored.unit.rows
+    yield chunk
 
 
 def survey_chunk(chunk: Sequence[ScoredUnit]) -> Survey:
@@ -98,6 +128,41 @@ def survey_chunk(chunk: Sequence[ScoredUnit]) -> Survey:
 def scan_chunk(chunk: Sequence[ScoredUnit], *, prefixes: Sequence[Prefix]) -> NDArray[np.int64]:
     """One more pass: the histograms of some units' keys under each prefix."""
     return histograms(columns_of(chunk), prefixes)
+
+
+def sample_chunk(chunk: Sequence[ScoredUnit], *, share: float) -> Rows:
+    """Rows of the sample by which bf16 errors are measured, less those scored again already."""
+    return _rows_of(chunk, lambda columns, again: sample_rows(columns, again, share=share))
+
+
+def near_chunk(chunk: Sequence[ScoredUnit], *, threshold: float, bound: float) -> Rows:
+    """Rows within the bound of the threshold, less those scored again already."""
+    return _rows_of(
+        chunk,
+        lambda columns, again: rows_near(columns, again, threshold=threshold, bound=bound),
+    )
+
+
+def _rows_of(
+    chunk: Sequence[ScoredUnit], pick: Callable[[SidecarColumns, Rescored], NDArray[np.int32]]
+) -> Rows:
+    found = {}
+    for scored in chunk:
+        columns = SidecarColumns.open(scored.sidecar, ordinal=scored.ordinal)
+        rows_M = pick(columns, read_rescored(scored.rescored))
+        if len(rows_M):
+            found[scored.ordinal] = rows_M
+    return found
+
+
+def errors_chunk(chunk: Sequence[ScoredUnit]) -> Errors:
+    """How far the bf16 scores of some units are from fp32, where both are known."""
+    errors = Errors(0, 0.0)
+    for scored in chunk:
+        if scored.rescored:
+            columns = SidecarColumns.open(scored.sidecar, ordinal=scored.ordinal)
+            errors += errors_of(columns, read_rescored(scored.rescored))
+    return errors
 
 
 def tell_chunk(chunk: Sequence[ScoredUnit], *, cut: Cut, source_column: str) -> Told:

@@ -36,11 +36,10 @@ class GatedQuadruples:
     counts: dict[str, dict[str, int]]
     """By kind of pair: pairs = kept + equal_texts + unjudged + quality."""
 
-    @property
-    def trainable_Q(self) -> NDArray[np.bool_]:
-        """Whether a quadruple has a pair to learn from."""
-        kept: NDArray[np.bool_] = np.asarray(self.kept_QK.any(axis=1))
-        return kept
+    def totals(self) -> dict[str, int]:
+        """The counts of all kinds together."""
+        names = next(iter(self.counts.values()))
+        return {name: sum(counts[name] for counts in self.counts.values()) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)

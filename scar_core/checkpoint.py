@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+_ENCODER = "encoder."  # what the encoder's own parameter names follow in a ranker's
+_REMOTE_GTE = "new"  # model_type of gte encoders whose repository still ships its own code
+
 
 class LoadedRanker(NamedTuple):
     """A ranker ready to score."""
@@ -83,7 +86,7 @@ def load_ranker(path: str) -> LoadedRanker:
 def ranker_fingerprint(path: str) -> str:
     """Give the SHA-256, in hex, of all that decides a score: configuration, weights, tokenizer.
 
-    Neither the place nor the model card nor the manifest enters. Reads the weights once: half a
+    Neither the place nor the model card nor the manifest enters. Reads the weights once: about a
     second for a RoBERTa-base on a local disk.
 
     Raises:
@@ -109,12 +112,14 @@ def new_ranker(
     with ranker_files.local_copy(where, files=()) as folder:
         raw = encoders.read_encoder_config(str(folder))
         config = encoders.encoder_config(raw, where=where)
+        # Of an encoder with remote code the original, so that save_ranker can give its names back.
+        kept = raw if raw["model_type"] == _REMOTE_GTE else config.to_dict()
         ranker_config = RankerConfig(
             encoder_name=where,
             hidden_dim=config.hidden_size,
             linear_dim=linear_dim,
             # As JSON gives it back, and with the name of its origin instead of the folder's path.
-            encoder_config=json.loads(json.dumps(config.to_dict()))
+            encoder_config=json.loads(json.dumps(kept))
             | {"_name_or_path": raw.get("_name_or_path", "")},
         )
         with torch.random.fork_rng(devices=[]):
@@ -136,7 +141,8 @@ def save_ranker(
 
     No path of this machine is written: of a local encoder folder only the name is kept. With
     `for_scar_tool` the weights are there once more as pytorch_model.bin and `encoder_name` stays as
-    it was given, because scar-tool loads the base encoder from there.
+    it was given, because scar-tool loads the base encoder from there; if that runs remote code, the
+    parameters carry its names.
     """
     if not storage.is_local(folder):
         with tempfile.TemporaryDirectory() as local:
@@ -150,7 +156,9 @@ def save_ranker(
         backend.no_padding()
     saved = [Path(path) for path in tokenizer.save_pretrained(str(target))]
     weights = WEIGHTS if for_scar_tool else WEIGHTS[:1]
-    state = {name: _to_fp32(value).contiguous() for name, value in ranker.state_dict().items()}
+    remote_names = for_scar_tool and ranker.config.encoder_config["model_type"] == _REMOTE_GTE
+    parameters = _remote_parameters(ranker) if remote_names else ranker.state_dict()
+    state = {name: _to_fp32(value).contiguous() for name, value in parameters.items()}
     safetensors.torch.save_file(state, target / WEIGHTS[0], metadata={"format": "pt"})
     if for_scar_tool:
         torch.save(state, target / WEIGHTS[1])
@@ -186,11 +194,17 @@ def _encoder_label(config: RankerConfig) -> str:
 
 def _native_parameters(state: dict[str, Tensor], ranker: Ranker) -> dict[str, Tensor]:
     """Give the encoder's parameters transformers' own names; the heads' names never changed."""
-    prefix = "encoder."
-    heads = {name: value for name, value in state.items() if not name.startswith(prefix)}
-    body = {name.removeprefix(prefix): state[name] for name in state.keys() - heads.keys()}
+    heads = {name: value for name, value in state.items() if not name.startswith(_ENCODER)}
+    body = {name.removeprefix(_ENCODER): state[name] for name in state.keys() - heads.keys()}
     native = encoders.to_native_names(ranker.encoder, body)
-    return heads | {prefix + name: value for name, value in native.items()}
+    return heads | {_ENCODER + name: value for name, value in native.items()}
+
+
+def _remote_parameters(ranker: Ranker) -> dict[str, Tensor]:
+    """Undo _native_parameters."""
+    remote = encoders.to_remote_names(ranker.encoder, ranker.encoder.state_dict())
+    heads = {k: v for k, v in ranker.state_dict().items() if not k.startswith(_ENCODER)}
+    return heads | {_ENCODER + name: value for name, value in remote.items()}
 
 
 def _check_parameters(

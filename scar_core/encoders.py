@@ -181,6 +181,15 @@ def to_native_names(
     return native | {name: state.get(name, torch.empty(0)) for name in unexpected}
 
 
+def to_remote_names(encoder: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo to_native_names: the remote code's names and shapes, for whoever still runs it."""
+    from transformers.core_model_loading import revert_weight_conversion  # noqa: PLC0415  - as above
+
+    remote = revert_weight_conversion(encoder, state)
+    # A base checkpoint may carry its whole model's prefix; within a ranker there is none.
+    return {name.removeprefix("new."): value for name, value in remote.items()}
+
+
 def some(names: list[str], *, shown: int = 4) -> str:
     """Name the first few and count the rest."""
     rest = len(names) - shown

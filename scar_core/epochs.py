@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from scar_core.batches import TokenizedQuadruples
     from scar_core.losses import LossConfig
@@ -58,8 +57,8 @@ class Best(NamedTuple):
 
     epoch: int
     validation_accuracy: float | None
-    weights: dict[str, Tensor] | None
-    """The ranker's state on the CPU; None on all workers but the first."""
+    weights: dict[str, NDArray[Any]] | None
+    """The ranker's state, as arrays; None on all workers but the first."""
     score_QR: NDArray[np.float32]
     """Scores of the validation and test rows; NaN elsewhere."""
 
@@ -119,9 +118,9 @@ def train(
     return Trained(best, epochs, trainer.losses)
 
 
-def _copy_weights(ranker: Ranker) -> dict[str, Tensor]:
+def _copy_weights(ranker: Ranker) -> dict[str, NDArray[Any]]:
     state = ranker.state_dict()
-    return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+    return {name: value.detach().to("cpu", copy=True).numpy() for name, value in state.items()}
 
 
 def _say_nothing(_: Progress) -> None:

@@ -65,8 +65,8 @@ class TorchLinear(nn.Module):
 
 def fastest_library(device: torch.device) -> Library:
     """Give the faster one for this kind of processor, the same each time."""
-    wanted = device.type == "cpu" and cpu_has("avx512_f") and torch.backends.mkldnn.is_available()
-    return "onednn" if wanted else "torch"
+    built_in: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return "onednn" if built_in and device.type == "cpu" and cpu_has("avx512_f") else "torch"
 
 
 def bf16_is_native(device: torch.device) -> bool:
@@ -83,10 +83,14 @@ def cpu_has(feature: str) -> bool:
 
 
 def use_linears(encoder: nn.Module, *, library: Library, dtype: torch.dtype) -> None:
-    """Replace the encoder's linear layers; the pooler, one token a text, stays as it is."""
+    """Replace the linear layers of the encoder's blocks, which are those inside a ModuleList.
+
+    A projection of the embeddings and the pooler stay as they are: they are little work, and the
+    residual must start in fp32.
+    """
     kind = OneDnnLinear if library == "onednn" else TorchLinear
-    for name, module in list(encoder.named_modules()):
-        for child_name, child in list(module.named_children()):
-            path = f"{name}.{child_name}" if name else child_name
-            if type(child) is nn.Linear and "pooler" not in path.split("."):
-                setattr(module, child_name, kind(child, dtype))
+    blocks = [module for module in encoder.modules() if isinstance(module, nn.ModuleList)]
+    for module in [inner for block in blocks for inner in block.modules()]:
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Linear:
+                setattr(module, name, kind(child, dtype))

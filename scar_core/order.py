@@ -90,7 +90,7 @@ class SidecarColumns:
     def __init__(self, read: Callable[[str], pa.ChunkedArray], *, ordinal: int, where: str) -> None:
         if not 0 <= ordinal < DIGIT_VALUES**ORDINAL_DIGITS:
             raise ValueError(f"{where}: ordinal must be in [0, 2**32), got {ordinal}")
-        self._read = read
+        self.read = read
         self.ordinal = ordinal
         self.where = where
 
@@ -118,7 +118,7 @@ class SidecarColumns:
 
     def _column(self, name: str) -> Any:  # noqa: ANN401 - pyarrow has no types
         try:
-            column = self._read(name)
+            column = self.read(name)
         except KeyError as error:
             raise SchemaError(
                 f"{self.where}: no column {name!r}, so it is no sidecar. Score the unit again."
@@ -137,9 +137,12 @@ class SidecarColumns:
         return self._column("score")
 
     @property
-    def reasons(self) -> list[str]:
-        """Why rows are quarantined, one per such row."""
-        return [reason for reason in self._column("reason").to_pylist() if reason is not None]
+    def reasons(self) -> dict[str, int]:
+        """Quarantined rows by reason; reads reasons only where there are any."""
+        if not self.scores.null_count:
+            return {}
+        counts = self._column("reason").drop_null().value_counts().to_pylist()
+        return {entry["values"]: entry["counts"] for entry in counts}
 
     @cached_property
     def score_keys_N(self) -> NDArray[np.uint32]:

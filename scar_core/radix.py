@@ -76,7 +76,7 @@ def survey(sidecars: Iterable[SidecarColumns]) -> Survey:
 def _count(columns: SidecarColumns) -> Counts:
     eligible = int(np.count_nonzero(columns.eligible_N))
     nulls = columns.scores.null_count
-    reasons = Counter(columns.reasons if nulls else ())
+    reasons = Counter(columns.reasons)
     if reasons.total() != nulls:
         raise SchemaError(
             f"{columns.where}: {nulls:,} rows have no score, {reasons.total():,} a reason why; "

@@ -63,6 +63,14 @@ def _counts(report: dict[str, Any]) -> str:
     ]
     cut_tokens, tokens = report["cut_tokens"], report["tokens"]
     share = cut_tokens / max(tokens + cut_tokens, 1)
+    if "rescored_rows" in report["precision"]:
+        again = report["precision"]
+        lines.append(
+            (
+                "scored again in fp32",
+                f"{again['rescored_rows']:>12,}   largest error {again['largest_error']:.3g}",
+            )
+        )
     lines.append(("tokens", f"{tokens:>12,}   {cut_tokens:,} more cut off ({share:.1%})"))
     return "\n".join(f"{name:<28}{value}" for name, value in lines)
 
@@ -92,6 +100,6 @@ def _examples(name: str, examples: list[Example]) -> str:
         mark = "kept" if example["selected"] else "not kept"
         lines.append(f"{example['score']:>9.3f}  {example['path']}:{example['row']}  {mark}")
         for role in ("instruction", "response"):
-            text = shorten(example[role], characters=84)  # type: ignore[literal-required]
+            text = shorten(example[role], characters=84)
             lines.append(f"           {role[0].upper()}: {text}")
     return "\n".join(lines)

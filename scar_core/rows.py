@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
@@ -90,18 +91,21 @@ def is_text(column: pa.DataType) -> bool:
 
 
 def check_schema(schema: pa.Schema, columns: PairColumns, *, where: str) -> None:
-    """Raise SchemaError unless both columns are there, once each, and can hold text."""
+    """Raise SchemaError unless both columns are there and can hold text, and no name is twice."""
+    twice = sorted(name for name, count in Counter(schema.names).items() if count > 1)
+    if twice:
+        raise SchemaError(
+            f"{where}: several columns are named {', '.join(twice)}; wanted one of each name. "
+            "Rename or drop the others."
+        )
     for role in ("instruction", "response"):
         name = getattr(columns, f"{role}_column")
-        count = schema.names.count(name)
         flag = f"--{role}-column"
-        if count == 0:
+        if name not in schema.names:
             raise SchemaError(
                 f"{where}: no column {name!r}; found {', '.join(schema.names) or 'no columns'}. "
                 f"Rename it, or pass {flag}."
             )
-        if count > 1:
-            raise SchemaError(f"{where}: {count} columns are named {name!r}; wanted one.")
         if not is_text(schema.field(name).type):
             raise SchemaError(
                 f"{where}: column {name!r} holds {schema.field(name).type}; wanted text. "

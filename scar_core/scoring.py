@@ -10,23 +10,25 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 
+from scar_core.attention import use_packed_attention
 from scar_core.encoding import TextTokenizer, TokenRows
 from scar_core.errors import InputError, RunError
+from scar_core.linears import Library, bf16_is_native, fastest_library, use_linears
 from scar_core.model import Ranker, TextFeatures
 from scar_core.packing import (
+    Encode,
     encode_packed,
     encode_padded,
+    fault_of,
     longest_text,
-    packing_fault,
     probe_of,
-    use_packed_attention,
 )
 
 if TYPE_CHECKING:
@@ -38,19 +40,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_CPU_BUDGET_TOKENS = 1024
-_GPU_BUDGET_TOKENS = 65_536
-_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+Precision = Literal["fp32", "bf16"]
+Batching = Literal["packed", "padded"]
+
+_ENCODE: dict[Batching, Encode] = {"packed": encode_packed, "padded": encode_padded}
+_DTYPE: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 5e-2}
+"""Largest error of a text's features at the check, as a share: rounding is 1e-6 and 5e-3."""
+_BUDGET_TOKENS = {"cpu": 1024, "cuda": 65_536}
+"""CPU: 512 to 4,096 are equally fast, less stays in cache. GPU: not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringConfig:
     """How pairs are scored; the scores depend on `precision` and, within rounding, on the rest."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """fp32 is the reference; bf16 multiplies matrices in bfloat16 and keeps the rest in fp32."""
     batching: Literal["auto", "padded"] = "auto"
     """auto packs texts without padding where a check at load proves it equal; padded never does."""
+    linears: Literal["auto", "torch", "onednn"] = "auto"
+    """Who multiplies matrices; auto goes by the kind of processor, never by a measurement."""
     token_budget: int | None = None
     """Most tokens computed at once, at least 1; by default 1,024 on a CPU, 65,536 on a GPU."""
     max_tokens: int = 512
@@ -72,8 +82,12 @@ class ScoringConfig:
 class ScoringStats:
     """What a Scorer has done so far."""
 
-    batching: Literal["packed", "padded"] = "padded"
-    """How texts are batched by this Scorer, after its check."""
+    batching: Batching
+    """How texts are batched, after the check at load."""
+    linears: Library
+    """Who multiplies the matrices."""
+    precision: Precision
+    """What they are multiplied in; fp32 where bf16 did not pass the check."""
     rows: int = 0
     texts: int = 0
     """Texts encoded: equal ones of a work set count once."""
@@ -104,13 +118,13 @@ class Scorer:
     ) -> None:
         self.config = config or ScoringConfig()
         self.device = torch.device(_available(device))
-        self.stats = ScoringStats()
+        if self.config.precision == "bf16" and not bf16_is_native(self.device):
+            raise InputError(f"{self.device}: no bfloat16 in hardware here. Use precision fp32.")
         self._loaded = loaded
-        limit = min(self.config.max_tokens, longest_text(loaded.ranker.encoder))
-        self.tokenizer = TextTokenizer(loaded.tokenizer, max_tokens=limit)
-        default = _GPU_BUDGET_TOKENS if self.device.type == "cuda" else _CPU_BUDGET_TOKENS
-        self._budget_tokens = self.config.token_budget or default
-        self._ranker = self._prepared()
+        self._limit_tokens = min(self.config.max_tokens, longest_text(loaded.ranker.encoder))
+        self.tokenizer = TextTokenizer(loaded.tokenizer, max_tokens=self._limit_tokens)
+        self._budget_tokens = self.config.token_budget or _BUDGET_TOKENS[self.device.type]
+        self._ranker, self.stats = self._prepared()
         self._exact: Scorer | None = None
 
     @classmethod
@@ -143,9 +157,21 @@ class Scorer:
         scores_B = np.full(len(responses), np.nan, dtype=np.float32)
         for start in range(0, len(responses), self.config.work_rows):
             rows = np.arange(start, min(start + self.config.work_rows, len(responses)))
-            texts = pool_texts(instructions.take(rows), responses.take(rows))
-            scores_B[rows] = self._score_texts(texts)
+            scores_B[rows] = self._score_set(instructions.take(rows), responses.take(rows))
         self.stats.rows += len(responses)
+        return scores_B
+
+    def _score_set(self, instructions: TokenRows, responses: TokenRows) -> NDArray[np.float32]:
+        """Scores of one work set; what bf16 makes infinite or NaN, fp32 decides."""
+        scores_B = self._score_texts(pool_texts(instructions, responses))
+        whole_B = (instructions.lengths_N > 0) & (responses.lengths_N > 0)
+        odd = np.flatnonzero(whole_B & ~np.isfinite(scores_B))
+        if len(odd) and self.stats.precision != "fp32":
+            if self._exact is None:
+                config = replace(self.config, precision="fp32")
+                self._exact = Scorer(self._loaded, config=config, device=str(self.device))
+            scores_B[odd] = self._exact.score_tokens(instructions.take(odd), responses.take(odd))
+            self.stats.rescored_rows += len(odd)
         return scores_B
 
     def _score_texts(self, texts: Texts) -> NDArray[np.float32]:
@@ -164,7 +190,7 @@ class Scorer:
         D = self._ranker.config.hidden_dim
         pooled_ND = torch.full((len(rows), D), torch.nan, device=self.device)
         form_ND = torch.full_like(pooled_ND, torch.nan)
-        encode = encode_packed if self.stats.batching == "packed" else encode_padded
+        encode = _ENCODE[self.stats.batching]
         lengths_N, offsets_N1 = rows.lengths_N, rows.offsets_N1
         first, last = 0, int((lengths_N > 0).sum())
         while first < last:
@@ -210,30 +236,36 @@ class Scorer:
         self.stats.computed_tokens += int(lengths_N.sum()) if packed else padded_tokens
 
     def _check_lengths(self, rows: TokenRows) -> None:
-        limit = longest_text(self._ranker.encoder)
         longest = int(rows.lengths_N.max(initial=0))
-        if longest > limit:
+        if longest > self._limit_tokens:
             raise InputError(
-                f"a text of {longest} tokens, the encoder's positions end at {limit}. "
+                f"a text of {longest} tokens, this scorer reads {self._limit_tokens}. "
                 f"Tokenize with Scorer.tokenizer, which cuts texts to fit."
             )
 
-    def _prepared(self) -> Ranker:
-        """Give a copy of the ranker as it will be run, packed if a probe agrees."""
+    def _prepared(self) -> tuple[Ranker, ScoringStats]:
+        """Give the ranker as it will be run: the fastest way that a probe finds right."""
         stock = _copy(self._loaded.ranker, self.device)
-        if self.config.batching == "padded":
-            return stock
+        wanted, precision = self.config.linears, self.config.precision
+        library = fastest_library(self.device) if wanted == "auto" else wanted
+        ways: tuple[Batching, ...] = ("packed", "padded")
         with torch.inference_mode():
-            probe = probe_of(stock, max_tokens=self.config.max_tokens)
-            packed = _copy(self._loaded.ranker, self.device)
-            use_packed_attention(packed.encoder)
-            fault = packing_fault(packed, probe, tolerance=_TOLERANCE["fp32"])
-        if fault is not None:
-            kind = type(stock.encoder).__name__
-            log.warning("%s: scored in padded batches, because packed: %s", kind, fault)
-            return stock
-        self.stats.batching = "packed"
-        return packed
+            probe = probe_of(stock, max_tokens=self._limit_tokens)
+            for batching in ways[self.config.batching == "padded" :]:
+                ranker = _copy(stock, self.device)
+                if batching == "packed":
+                    use_packed_attention(ranker.encoder)
+                if (library, precision) != ("torch", "fp32"):
+                    use_linears(ranker.encoder, library=library, dtype=_DTYPE[precision])
+                tolerance = _TOLERANCE[precision]
+                fault = fault_of(ranker, _ENCODE[batching], probe, tolerance=tolerance)
+                if fault is None:
+                    return ranker, ScoringStats(
+                        batching=batching, linears=library, precision=precision
+                    )
+                name = f"{type(stock.encoder).__name__} {batching}, {library}, {precision}"
+                log.warning("%s: not used, because %s", name, fault)
+        return stock, ScoringStats(batching="padded", linears="torch", precision="fp32")
 
 
 def pool_texts(instructions: TokenRows, responses: TokenRows) -> Texts:

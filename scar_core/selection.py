@@ -214,7 +214,7 @@ def _candidates(
     keys_M = sign * columns.score_keys_N[rows_M].astype(np.int64)
     bounds = [np.partition(keys_M, n - 1)[n - 1]] if len(rows_M) > n else []
     if len(held) == n:
-        bounds.append(min(sign * row.score_key for row in held))
+        bounds.append(max(sign * row.score_key for row in held))
     if bounds:
         rows_M = rows_M[keys_M <= min(bounds)]
     if not len(rows_M):

@@ -10,8 +10,9 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import blake2b, sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from scar_core.units import Unit
 
 READ_THREADS = 16
+TOKEN_COLUMNS = ("instruction_tokens", "response_tokens", "cut_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class ScoringKey:
     response_column: str
     max_row_bytes: int
     max_tokens: int
-    precision: str
+    precision: Literal["fp32", "bf16"]
     sidecar_version: int = 1
     """Raised when the same input would give another sidecar."""
 
@@ -81,20 +83,51 @@ def write_sidecar(scores: str, *, unit: Unit, key: ScoringKey, table: pa.Table) 
         table: SIDECAR_SCHEMA, one row per row of the unit, in input order.
 
     Raises:
-        RunError: the table has another schema or another number of rows.
+        RunError: the table is not that.
     """
-    if table.num_rows != unit.rows or table.schema.remove_metadata() != SIDECAR_SCHEMA:
+    fault = _find_fault(table, unit)
+    if fault is not None:
         raise RunError(
-            f"{unit.path} rows {unit.row_start:,}+{unit.rows:,}: a sidecar of {table.num_rows:,} "
-            f"rows was to be written, with columns {', '.join(table.schema.names)}."
+            f"{unit.path} rows {unit.row_start:,}+{unit.rows:,}: cannot be stored as scored: "
+            f"{fault}. Start again; if it stays, the scoring is at fault, not the pool."
         )
-    identity = {"scar_unit": json.dumps(asdict(unit)), "scar_key": json.dumps(asdict(key))}
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(identity), sink, compression="zstd")
+    whole = _normalized(table).replace_schema_metadata(_identity(unit, key))
+    pq.write_table(whole, sink, compression="zstd", write_page_checksum=True)
     data = sink.getvalue().to_pybytes()
     path = sidecar_path(unit, key)
     storage.write_bytes(storage.join(scores, path), data)
     return _describe(data, table, unit=unit, path=path)
+
+
+def _find_fault(table: pa.Table, unit: Unit) -> str | None:
+    """What keeps a table from being the scores of a unit; None if nothing does."""
+    if table.schema.remove_metadata() != SIDECAR_SCHEMA:
+        return f"columns {table.schema.to_string(show_schema_metadata=False)}"
+    if table.num_rows != unit.rows:
+        return f"{table.num_rows:,} rows"
+    if not np.array_equal(table["row"], unit.row_start + np.arange(unit.rows)):
+        return "row numbers out of order"
+    missing = table["score"].is_null()
+    if not (
+        missing.equals(table["content_hash"].is_null())
+        and missing.equals(table["reason"].is_valid())
+    ):
+        return "rows that neither have score and content hash, nor a reason alone"
+    return None
+
+
+def _normalized(table: pa.Table) -> pa.Table:
+    """The same rows in one chunk, reasons numbered as they occur: bytes depend on nothing else."""
+    reasons = table["reason"].cast(pa.string()).combine_chunks().dictionary_encode()
+    column = pa.DictionaryArray.from_arrays(reasons.indices.cast(pa.int8()), reasons.dictionary)
+    index = table.schema.get_field_index("reason")
+    return table.set_column(index, table.schema.field(index), column).combine_chunks()
+
+
+def _identity(unit: Unit, key: ScoringKey) -> dict[bytes, bytes]:
+    """What a sidecar says of itself. No path: copies of a file have one id, and share sidecars."""
+    return {b"scar_unit": unit.id.encode(), b"scar_key": json.dumps(asdict(key)).encode()}
 
 
 def find_finished(scores: str, units: Iterable[Unit], key: ScoringKey) -> dict[str, Sidecar]:
@@ -103,7 +136,7 @@ def find_finished(scores: str, units: Iterable[Unit], key: ScoringKey) -> dict[s
     One that is cut short, foreign, or of another number of rows is not finished.
     """
     folder = storage.join(scores, f"sidecars/{key.id}")
-    there = {info.path.rsplit("/", 1)[-1] for info in storage.list_files(folder)}
+    there = {info.path.rpartition("/")[2] for info in storage.list_files(folder)}
     candidates = [unit for unit in units if f"{unit.id}.parquet" in there]
     with ThreadPoolExecutor(READ_THREADS) as threads:
         found = threads.map(lambda unit: _open_sidecar(scores, unit, key), candidates)
@@ -111,38 +144,34 @@ def find_finished(scores: str, units: Iterable[Unit], key: ScoringKey) -> dict[s
 
 
 def _open_sidecar(scores: str, unit: Unit, key: ScoringKey) -> Sidecar | None:
+    """A unit's sidecar; None where the unit is to be scored again."""
     path = sidecar_path(unit, key)
     data = storage.read_bytes(storage.join(scores, path))
     try:
-        table = pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError):  # cut or foreign: the unit is scored again
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
+            table = parquet.read(use_threads=False)
+    except (pa.ArrowException, OSError):  # cut, or foreign
         return None
-    identity = table.schema.metadata or {}
-    if (
-        table.num_rows != unit.rows
-        or table.schema.remove_metadata() != SIDECAR_SCHEMA
-        or json.loads(identity.get(b"scar_unit", b"null")) != asdict(unit)
-        or json.loads(identity.get(b"scar_key", b"null")) != asdict(key)
-    ):
+    if (table.schema.metadata or {}) != _identity(unit, key) or _find_fault(table, unit):
         return None
     return _describe(data, table, unit=unit, path=path)
 
 
 def _describe(data: bytes, table: pa.Table, *, unit: Unit, path: str) -> Sidecar:
-    reasons = Counter(reason for reason in table["reason"].to_pylist() if reason is not None)
-    tokens = sum(
-        pa.compute.sum(table[name], min_count=0).as_py()
-        for name in ("instruction_tokens", "response_tokens")
-    )
+    quarantined = {
+        entry["values"]: entry["counts"]
+        for entry in table["reason"].drop_null().cast(pa.string()).value_counts().to_pylist()
+    }
+    sums = {name: int(np.sum(table[name], dtype=np.int64)) for name in TOKEN_COLUMNS}
     return Sidecar(
         unit=unit,
         path=path,
         bytes=len(data),
         sha256=sha256(data).hexdigest(),
-        scored=table.num_rows - reasons.total(),
-        quarantined=dict(sorted(reasons.items())),
-        tokens=tokens,
-        cut_tokens=pa.compute.sum(table["cut_tokens"], min_count=0).as_py(),
+        scored=table.num_rows - sum(quarantined.values()),
+        quarantined=dict(sorted(quarantined.items())),
+        tokens=sums["instruction_tokens"] + sums["response_tokens"],
+        cut_tokens=sums["cut_tokens"],
     )
 
 
@@ -155,7 +184,7 @@ def total_quarantined(sidecars: Iterable[Sidecar]) -> dict[str, int]:
 
 
 def sidecar_entry(sidecar: Sidecar) -> dict[str, Any]:
-    """A sidecar as a manifest's `files` list names it; `read_entry` is the inverse."""
+    """A sidecar as a manifest's `files` list names it, with the rows that it belongs to."""
     unit = sidecar.unit
     return {
         "path": sidecar.path,

@@ -1,10 +1,9 @@
-"""A ranker directory: what is saved is loaded, strictly; what is no ranker is refused by name."""
+"""A ranker directory: what is saved is loaded, here and elsewhere, whatever the encoder."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -20,23 +19,19 @@ from scar_core.checkpoint import (
     save_ranker,
 )
 from scar_core.errors import RankerError
-from tests.tiny import MODEL_TYPES, tiny_encoder, tiny_ranker, tiny_ranker_dir, tiny_tokenizer
+from tests.tiny import (
+    MODEL_TYPES,
+    cut_weights,
+    edit_json,
+    edit_weights,
+    tiny_encoder,
+    tiny_ranker,
+    tiny_ranker_dir,
+    tiny_tokenizer,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-def edit_json(file: Path, **changes: Any) -> None:  # noqa: ANN401 - JSON
-    """Change fields of a JSON file; None takes one out."""
-    content = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
-
-
-def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change the parameters of a saved ranker."""
-    state = {name: value.clone() for name, value in load_file(folder / "model.safetensors").items()}
-    edit(state)
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    from pathlib import Path
 
 
 def base_folder(folder: Path, model_type: str = "bert", **config: Any) -> Path:  # noqa: ANN401 - any config
@@ -173,115 +168,6 @@ def test_buffers_that_older_transformers_saved_are_no_parameters(tmp_path: Path)
         load_ranker(str(folder))
 
 
-@pytest.mark.parametrize(
-    ("edit", "told"),
-    [
-        (lambda s: s.pop("output_layer.0.bias"), r"missing: output_layer\.0\.bias\."),
-        (lambda s: s.pop("encoder.pooler.dense.bias"), r"missing: encoder\.pooler\.dense\.bias\."),
-        (lambda s: s.update(extra=torch.zeros(1)), r"unexpected: extra\."),
-        (
-            lambda s: s.update({"output_layer.2.bias": torch.zeros(2)}),
-            r"of another shape: output_layer\.2\.bias \[2\] for \[1\]\.",
-        ),
-        (lambda s: s.clear(), r"missing: encoder\.\S+, .* and \d+ more\."),
-    ],
-)
-def test_a_parameter_that_does_not_fit_is_named(
-    tmp_path: Path, edit: Callable[[dict[str, torch.Tensor]], object], told: str
-) -> None:
-    """Never a random layer instead of a missing one, never a part left unread."""
-    folder = tiny_ranker_dir(tmp_path)
-    edit_weights(folder, edit)
-    with pytest.raises(RankerError, match=f"^{folder}: the weights do not fit .*{told}"):
-        load_ranker(str(folder))
-
-
-def _cut(folder: Path) -> None:
-    whole = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-
-
-def _pickle_more_than_tensors(folder: Path) -> None:
-    class Payload:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (Path.touch, (folder / "executed",))
-
-    (folder / "model.safetensors").unlink()
-    torch.save({"a": Payload()}, folder / "pytorch_model.bin")
-
-
-def _pickle_a_list(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    torch.save([torch.zeros(1)], folder / "pytorch_model.bin")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "told"),
-    [
-        (_cut, "model.safetensors is damaged, or holds more than tensors"),
-        (_pickle_more_than_tensors, "pytorch_model.bin is damaged, or holds more than tensors"),
-        (_pickle_a_list, "pytorch_model.bin holds no named tensors"),
-        (lambda d: (d / "model.safetensors").unlink(), "neither model.safetensors nor pytorch_mod"),
-        (lambda d: (d / "tokenizer.json").unlink(), "no tokenizer that transformers can read"),
-    ],
-)
-def test_files_that_cannot_be_read_are_named(
-    tmp_path: Path, spoil: Callable[[Path], object], told: str
-) -> None:
-    """Cut, missing or dangerous files: one sentence, and no code of theirs is run."""
-    folder = tiny_ranker_dir(tmp_path)
-    spoil(folder)
-    with pytest.raises(RankerError, match=f"^{folder}: .*{told}"):
-        load_ranker(str(folder))
-    assert not (folder / "executed").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"model_type": "bert"}, "describes model_type 'bert', wanted 'style_ranker'"),
-        ({"scar_curate_format": 2}, "written in format 2, this version reads 1"),
-        ({"hidden_dim": 48}, "hidden_dim 48, but its encoder 'tiny-bert' is 32 wide"),
-        ({"hidden_dim": "32"}, "hidden_dim = '32', wanted int"),
-        ({"linear_dim": 0}, "linear_dim = 0, wanted int"),
-        ({"encoder_config": ["bert"]}, r"encoder_config = \['bert'\], wanted dict"),
-        ({"encoder_config": {"model_type": "new_kind"}}, "model_type 'new_kind' is not one that"),
-    ],
-)
-def test_a_configuration_that_fits_no_ranker_is_refused_early(
-    tmp_path: Path, changes: dict[str, Any], told: str
-) -> None:
-    """By the check on the driver and by the load on a worker, in the same words."""
-    folder = tiny_ranker_dir(tmp_path)
-    edit_json(folder / "config.json", **changes)
-    for refuse in (check_ranker, load_ranker, ranker_fingerprint):
-        with pytest.raises(RankerError, match=f"^{folder}: .*{told}"):
-            refuse(str(folder))
-
-
-def test_places_without_a_finished_ranker_are_refused(tmp_path: Path) -> None:
-    """No directory, no config.json, no JSON, no manifest, no weights, no such hub name."""
-    folder = tiny_ranker_dir(tmp_path)
-    (folder / "manifest.json").unlink()
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text/config.json").write_text("no JSON")
-    told = {
-        str(folder): "has no manifest.json, so the training that was to write it did not finish",
-        str(tmp_path / "empty"): "has no config.json, so it is no ranker",
-        str(tmp_path / "text"): "config.json cannot be read",
-        str(tmp_path / "nowhere"): "there is no such directory",
-        "nobody/nothing": "neither a directory here nor a hub name that can be reached",
-    }
-    for path, sentence in told.items():
-        with pytest.raises(RankerError, match=f"^{path}: .*{sentence}"):
-            check_ranker(path)
-    (folder / "manifest.json").write_text("{}")
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(RankerError, match=r"has neither model\.safetensors nor pytorch_model\.bin"):
-        check_ranker(str(folder))
-
-
 def test_a_new_ranker_has_its_encoders_weights_and_seeded_heads(tmp_path: Path) -> None:
     """The same seed gives the same ranker, another seed other heads on the same encoder."""
     base = base_folder(tmp_path / "base")
@@ -309,6 +195,6 @@ def test_a_base_encoder_may_lack_a_pooler_and_nothing_else(tmp_path: Path) -> No
     edit_weights(base, lambda state: state.pop("embeddings.LayerNorm.bias"))
     with pytest.raises(RankerError, match=r"base: the encoder's weights lack embeddings\.LayerNor"):
         new_ranker(str(base), seed=1)
-    _cut(base)
+    cut_weights(base)
     with pytest.raises(RankerError, match="base: the encoder's weights cannot be read"):
         new_ranker(str(base), seed=1)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from scar_core.checkpoint import check_ranker, load_ranker
+from scar_core.checkpoint import check_ranker, load_ranker, new_ranker, save_ranker
 from scar_core.encoders import encoder_config, read_encoder_config
 from scar_core.errors import RankerError
 from tests.tiny import VOCAB_SIZE, tiny_tokenizer
@@ -161,6 +161,37 @@ def test_a_published_gte_ranker_computes_what_its_remote_code_did(
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(features.pooled_BD[0], found[0])  # it has no pooler: first token
     assert {parameter.dtype for parameter in ranker.parameters()} == {torch.float32}
+
+
+def test_for_scar_tool_the_old_names_come_back(tmp_path: Path) -> None:
+    """It loads that encoder with its remote code, which knows no other names: bit for bit."""
+    path = write_published_ranker(tmp_path, REMOTE_CONFIG, remote_state(REMOTE_CONFIG))
+    loaded = load_ranker(path)
+    folder = tmp_path / "again"
+    save_ranker(str(folder), *loaded[:2], card="", for_scar_tool=True)
+    for state in (
+        load_file(folder / "model.safetensors"),
+        torch.load(folder / "pytorch_model.bin"),
+    ):
+        assert state.keys() == remote_state(REMOTE_CONFIG).keys()
+        assert all(torch.equal(v, state[k]) for k, v in remote_state(REMOTE_CONFIG).items())
+    again = load_ranker(str(folder)).ranker.state_dict()
+    assert all(torch.equal(v, again[k]) for k, v in loaded.ranker.state_dict().items())
+
+
+def test_a_base_encoder_in_old_names_can_be_trained(tmp_path: Path) -> None:
+    """Its weights file carries the whole model's prefix; the ranker has the same parameters."""
+    state = remote_state(REMOTE_CONFIG)
+    published = load_ranker(write_published_ranker(tmp_path, REMOTE_CONFIG, state)).ranker
+    names = {n: f"new.{n.removeprefix('encoder.')}" for n in state if n.startswith("encoder.")}
+    renamed = {new: state[old] for old, new in names.items()}
+    save_file(renamed, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
+    tokenizer = tiny_tokenizer(tmp_path / "base")
+    ranker, _ = new_ranker(str(tmp_path / "base"), linear_dim=8, seed=0)
+    encoder = published.encoder.state_dict()
+    assert all(torch.equal(v, encoder[k]) for k, v in ranker.encoder.state_dict().items())
+    save_ranker(str(tmp_path / "new"), ranker, tokenizer, card="", for_scar_tool=True)
+    assert load_file(tmp_path / "new/model.safetensors").keys() == state.keys()
 
 
 def test_an_old_name_that_is_missing_or_strange_is_named(tmp_path: Path) -> None:

@@ -391,15 +391,14 @@ def test_units_and_rows_beyond_sixteen_bits_are_told_apart() -> None:
     assert (last.ordinal, last.offset) == (65_536, 65_539)
 
 
-def test_hashes_are_read_only_where_scores_tie() -> None:
-    """A pass reads scores; hashes only of the sidecars that hold the threshold's score."""
-    scores = [[1.0, 2.0, 3.0], [4.0, 2.0, 5.0], [6.0, 7.0, 8.0]]
+def watched(units: list[list[float]]) -> tuple[list[SidecarColumns], list[tuple[int, str]]]:
+    """Sidecars of these scores, and a list that fills with (ordinal, column) as they are read."""
     reads: list[tuple[int, str]] = []
 
-    def columns(ordinal: int) -> SidecarColumns:
+    def columns(ordinal: int, scores: list[float]) -> SidecarColumns:
         rows = [
-            Row("a", row, score, bytes([9 - ordinal] * 16))
-            for row, score in enumerate(scores[ordinal])
+            Row("a", row, score, bytes([*[7] * 15, 9 - ordinal]))
+            for row, score in enumerate(scores)
         ]
         table = sidecar(rows)
 
@@ -409,12 +408,26 @@ def test_hashes_are_read_only_where_scores_tie() -> None:
 
         return SidecarColumns(read, ordinal=ordinal, where="test")
 
-    sidecars = [columns(ordinal) for ordinal in range(3)]
+    return list(itertools.starmap(columns, enumerate(units))), reads
+
+
+def test_passes_read_hashes_only_where_scores_tie() -> None:
+    """Scores once; hashes only of the sidecars that hold the threshold's score."""
+    sidecars, reads = watched([[1.0, 2.0, 3.0], [4.0, 2.0, 5.0], [6.0, 7.0, 8.0]])
     cut = decide(survey(sidecars), lambda p: histograms(sidecars, p), KeepCount(7)).cut
-    assert [int(cut.mask(sidecar).sum()) for sidecar in sidecars] == [1, 3, 3]
-    assert sorted(reads) == [
-        (0, "content_hash"), (0, "score"), (1, "content_hash"), (1, "score"), (2, "score"),
-    ]  # fmt: skip
+    assert [int(cut.mask(columns).sum()) for columns in sidecars] == [1, 3, 3]
+    hashes, scores = [(0, "content_hash"), (1, "content_hash")], [(0, "score"), (1, "score")]
+    assert sorted(reads) == sorted([*hashes, *scores, (2, "score")])
+
+
+def test_extremes_read_hashes_only_of_sidecars_with_a_candidate() -> None:
+    """A sidecar whose scores lie between those found already is not read any further."""
+    sidecars, reads = watched([[5.0, 1.0, 0.0, -5.0], [3.0, -3.0]])
+    cut = decide(survey(sidecars), lambda p: histograms(sidecars, p), KeepCount(3)).cut
+    found = extremes(sidecars, cut, n=1)
+    assert [row.score for rows in found for row in rows] == [5.0, 1.0, 0.0, -5.0]
+    assert (0, "content_hash") in reads
+    assert (1, "content_hash") not in reads
 
 
 @pytest.mark.parametrize("unit_rows", [5, 1000])

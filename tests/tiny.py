@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -13,6 +14,7 @@ from scar_core.checkpoint import save_ranker
 from scar_core.model import Ranker, RankerConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 MODEL_TYPES = (
@@ -143,3 +145,22 @@ def tiny_ranker_dir(tmp_path: Path, model_type: str = "bert", **ranker: Any) -> 
     # What check_ranker asks for is that a manifest is there; the job's own is richer.
     (folder / "manifest.json").write_text(json.dumps({"kind": "ranker", "version": 1}))
     return folder
+
+
+def edit_json(file: Path, **changes: Any) -> None:  # noqa: ANN401 - JSON
+    """Change fields of a JSON file; None takes one out."""
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change the parameters of a saved ranker."""
+    state = {name: value.clone() for name, value in load_file(folder / "model.safetensors").items()}
+    edit(state)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut_weights(folder: Path) -> None:
+    """Leave the first half of a weights file, as a broken copy does."""
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])

@@ -1,0 +1,187 @@
+"""Score again in fp32 what decides a selection by bf16 scores; `precision` proves it enough."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import groupby
+from operator import add
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from jobs import pipeline
+from jobs import select_stages as stages
+from jobs.actors import WRITER_CPUS, ActorConfig, scored_units
+from scar_core.errors import RunError
+from scar_core.precision import SAMPLE_ROWS, Errors, list_rescored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from jobs.select_stages import ScoredUnit
+    from scar_core.rows import PairColumns
+
+    Rows = dict[int, NDArray[np.int32]]
+    """Rows to score again: offsets within the unit, by its ordinal."""
+
+logger = logging.getLogger("scar_curate")
+
+# Scoring rows again moves the threshold a little, and other rows come within the bound. Some rows
+# more at once save a round, and with it the start of the actors.
+MARGIN = 1.5
+MOST_ROUNDS = 20
+
+# Rows whose sidecars one task reads: enough that Ray's 15 ms a task do not count.
+CHUNK_ROWS = 500_000
+TASKS_PER_CPU = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescorer:
+    """How rows are scored again, and where their scores go."""
+
+    scores: str
+    """The scores directory."""
+    key_id: str
+    """Of the bf16 scores."""
+    ranker: str
+    columns: PairColumns
+    max_tokens: int
+    actors: ActorConfig
+
+    def refresh(self, units: Sequence[ScoredUnit]) -> list[ScoredUnit]:
+        """The units with all rows that were scored again so far."""
+        found = list_rescored(self.scores, key_id=self.key_id)
+        return [replace(scored, rescored=tuple(found.get(scored.unit.id, ()))) for scored in units]
+
+    def score_again(self, units: Sequence[ScoredUnit], rows: Rows) -> int:
+        """Score some rows in fp32 and store them; how many."""
+        from jobs.score_stages import ReadTask, write_rescored_rows  # noqa: PLC0415 - torch
+
+        tasks = []
+        for file, group in groupby(
+            (scored for scored in units if scored.ordinal in rows), key=lambda scored: scored.file
+        ):
+            of_file = list(group)
+            tasks.append(
+                ReadTask(
+                    file=file,
+                    units=tuple(scored.unit for scored in of_file),
+                    offsets=tuple(rows[scored.ordinal] for scored in of_file),
+                )
+            )
+        scored = scored_units(
+            tasks,
+            ranker=self.ranker,
+            columns=self.columns,
+            max_tokens=self.max_tokens,
+            precision="fp32",
+            actors=self.actors,
+        )
+        written = scored.map_batches(
+            write_rescored_rows,
+            fn_kwargs={"scores": self.scores, "key_id": self.key_id},
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=WRITER_CPUS,
+        )
+        return sum(pipeline.results(written))
+
+
+class Judged(Protocol):
+    """A selection by the scores that there are."""
+
+    @property
+    def eligible(self) -> int:
+        """Rows with a score."""
+
+    @property
+    def boundary(self) -> float | None:
+        """The score that separates selected rows from others; None where nothing does."""
+
+
+SomeJudged = TypeVar("SomeJudged", bound=Judged)
+
+
+def settle(
+    rescorer: Rescorer,
+    units: Sequence[ScoredUnit],
+    judge: Callable[[Sequence[ScoredUnit]], SomeJudged],
+) -> tuple[list[ScoredUnit], SomeJudged, dict[str, Any]]:
+    """Score rows again until those near the boundary all are.
+
+    Args:
+        rescorer: scores rows again.
+        units: of the pool, scored in bf16.
+        judge: selects by the units' effective scores.
+
+    Returns:
+        The units with all that was scored again, what `judge` makes of them, and for the manifest:
+        rows scored both ways, those of this run, the largest error seen, and the bound.
+
+    Raises:
+        RunError: the boundary does not settle.
+    """
+    current = rescorer.refresh(units)
+    judged = judge(current)
+    rows = _find(current, stages.sample_chunk, share=SAMPLE_ROWS / max(judged.eligible, 1))
+    new_rows = 0
+    for _ in range(MOST_ROUNDS):
+        if rows:
+            new_rows += rescorer.score_again(current, rows)
+            current = rescorer.refresh(units)
+            judged = judge(current)
+        errors = reduce(add, pipeline.run(stages.errors_chunk, chunks_of(current)), Errors(0, 0.0))
+        if judged.boundary is None:
+            rows = {}
+        else:
+            rows = _find(current, stages.near_chunk, threshold=judged.boundary, bound=errors.bound)
+        if not rows:
+            logger.info(
+                "%s rows scored again in fp32, %s of them now; largest error %.3g",
+                f"{errors.rows:,}",
+                f"{new_rows:,}",
+                errors.largest,
+            )
+            return current, judged, _record(errors, new_rows)
+    raise RunError(
+        f"after {MOST_ROUNDS} rounds {sum(map(len, rows.values())):,} rows are still within "
+        f"{errors.bound:.3g} of the threshold. Score with --precision fp32."
+    )
+
+
+def _near(units: Sequence[ScoredUnit], boundary: float | None, *, bound: float) -> Rows:
+    """Rows to score again because they lie within the bound, and then some more beside them."""
+    if boundary is None or not _find(units, stages.near_chunk, threshold=boundary, bound=bound):
+        return {}
+    return _find(units, stages.near_chunk, threshold=boundary, bound=bound * MARGIN)
+
+
+def _find(units: Sequence[ScoredUnit], stage: Callable[..., Rows], **options: float) -> Rows:
+    """Rows to score again, of all units."""
+    found: Rows = {}
+    for part in pipeline.run(stage, chunks_of(units), **options):
+        found.update(part)
+    return found
+
+
+def _record(errors: Errors, new_rows: int) -> dict[str, Any]:
+    return {
+        "scores": "bf16",
+        "rescored_rows": errors.rows,
+        "rescored_now": new_rows,
+        "largest_error": errors.largest,
+        "bound": errors.bound,
+    }
+
+
+def chunks_of(units: Sequence[ScoredUnit]) -> list[list[ScoredUnit]]:
+    """The units in shares that suit the connected cluster; each task of a pass takes one."""
+    import ray  # noqa: PLC0415
+
+    tasks = max(1, round(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
+    rows = sum(scored.unit.rows for scored in units)
+    return list(stages.consecutive(units, rows=max(CHUNK_ROWS, rows // tasks)))

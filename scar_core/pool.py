@@ -1,0 +1,193 @@
+"""A pool: its Parquet files, each once, with their footers read and their columns checked."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scar_core import storage
+from scar_core.errors import InputError
+from scar_core.rows import PairColumns, check_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FOOTER_THREADS = 16
+SUFFIXES = (".parquet", ".pq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowGroup:
+    """One row group of a Parquet file, as its footer tells."""
+
+    rows: int
+    text_bytes: int
+    """Uncompressed bytes of the instruction and response columns."""
+    all_bytes: int
+    """Uncompressed bytes of all columns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolFile:
+    """One Parquet file of a pool."""
+
+    path: str
+    """Relative to the pool; unique in it."""
+    info: storage.FileInfo
+    """As it was listed when the run was planned."""
+    fingerprint: str
+    """Changes when the file's content does: of name, size, etag or time of change, and footer."""
+    schema: pa.Schema
+    row_groups: tuple[RowGroup, ...]
+
+    @property
+    def url(self) -> str:
+        """Where to read it from any machine."""
+        return self.info.path
+
+    @property
+    def rows(self) -> int:
+        """Rows of the file."""
+        return sum(group.rows for group in self.row_groups)
+
+    @property
+    def bytes_per_row(self) -> float:
+        """Uncompressed, on average; 0 for a file without rows."""
+        return sum(group.all_bytes for group in self.row_groups) / max(self.rows, 1)
+
+
+def open_pool(pool: Sequence[str], columns: PairColumns) -> list[PoolFile]:
+    """The Parquet files of a pool, footers read and columns checked, sorted by relative path.
+
+    Args:
+        pool: files, folders and globs. A file named by several of them counts once.
+        columns: where instruction and response are.
+
+    Raises:
+        InputError: nothing matches, a file is not Parquet, or the pool has no rows.
+        SchemaError: a file lacks one of the columns.
+    """
+    matches = _match(pool)
+    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+        files = list(
+            threads.map(lambda match: open_file(match[1], path=match[0], columns=columns), matches)
+        )
+    if not any(file.rows for file in files):
+        raise InputError(
+            f"--pool {' '.join(pool)}: {len(files)} Parquet files, all without rows; "
+            "nothing to score."
+        )
+    return sorted(files, key=lambda file: file.path)
+
+
+def _match(pool: Sequence[str]) -> list[tuple[str, storage.FileInfo]]:
+    """(relative path, file) of every file that the pool's arguments name, each file once."""
+    found: dict[str, list[tuple[str, storage.FileInfo]]] = {}
+    for argument in pool:
+        infos, root = _list(argument)
+        for info in infos:
+            _check_name(info.path)
+            # The same file by a link, or by two arguments.
+            same = os.path.realpath(info.path) if storage.is_local(info.path) else info.path
+            found.setdefault(same, []).append((info.path[len(root) :].lstrip("/"), info))
+    # Of several names the longest, whatever the order of the arguments.
+    longest = [
+        max(names, key=lambda name: (name[0].count("/"), name[0], name[1].path))
+        for names in found.values()
+    ]
+    return _distinct(longest)
+
+
+def _list(argument: str) -> tuple[list[storage.FileInfo], str]:
+    """The files that one argument names, and the folder that their paths start with."""
+    try:
+        infos = storage.list_files(argument, suffixes=SUFFIXES)
+        root = storage.static_folder(argument)
+    except OSError as error:
+        raise InputError(
+            f"--pool {argument}: cannot be listed: {error}. Check the path and the access to it."
+        ) from error
+    if not infos:
+        raise InputError(
+            f"--pool {argument}: matches no Parquet file. "
+            "Check the path; quote globs, and name files *.parquet."
+        )
+    return infos, root
+
+
+def _check_name(path: str) -> None:
+    """Raise InputError for a name that no manifest can hold."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path!r}: the name is not valid UTF-8. Rename the file.") from error
+
+
+def _distinct(
+    matches: list[tuple[str, storage.FileInfo]],
+) -> list[tuple[str, storage.FileInfo]]:
+    """Relative paths made unique: equal ones grow by parent folders until they differ."""
+    counts = Counter(relative for relative, _ in matches)
+    while len(counts) < len(matches):
+        matches = [
+            (_with_parent(relative, info.path) if counts[relative] > 1 else relative, info)
+            for relative, info in matches
+        ]
+        counts = Counter(relative for relative, _ in matches)
+    return matches
+
+
+def _with_parent(relative: str, full: str) -> str:
+    return "/".join(full.split("/")[-(relative.count("/") + 2) :])
+
+
+def open_file(info: storage.FileInfo, *, path: str, columns: PairColumns) -> PoolFile:
+    """Read a listed file's footer and check its columns; `path` is its name in the pool.
+
+    Raises:
+        InputError: it is not Parquet.
+        SchemaError: it lacks one of the columns.
+    """
+    try:
+        with storage.open_input(info.path) as opened, pq.ParquetFile(opened) as parquet:
+            metadata, schema = parquet.metadata, parquet.schema_arrow
+            opened.seek(-metadata.serialized_size - len("size") - len("PAR1"), os.SEEK_END)
+            footer = opened.read()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{info.path}: cannot be read as Parquet ({info.size_bytes:,} bytes): {error}. "
+            "Write it again, or leave it out of --pool."
+        ) from error
+    check_schema(schema, columns, where=info.path)
+    identity = [info.path.rpartition("/")[2], info.size_bytes, info.stamp]
+    digest = blake2b(json.dumps(identity).encode(), digest_size=16)
+    digest.update(footer)
+    return PoolFile(
+        path=path,
+        info=info,
+        fingerprint=digest.hexdigest(),
+        schema=schema,
+        row_groups=_row_groups(metadata, columns),
+    )
+
+
+def _row_groups(metadata: pq.FileMetaData, columns: PairColumns) -> tuple[RowGroup, ...]:
+    texts = {columns.instruction_column, columns.response_column}
+    leaves = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path in texts]
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    return tuple(
+        RowGroup(
+            rows=group.num_rows,
+            text_bytes=sum(group.column(leaf).total_uncompressed_size for leaf in leaves),
+            all_bytes=group.total_byte_size,
+        )
+        for group in groups
+    )

@@ -1,0 +1,345 @@
+"""How fast, and in how much memory, the radix selects; DuckDB and Polars beside it.
+
+    python tests/bench/selection.py --rows 1_000_000 10_000_000 --json build/selection.json
+
+Contenders take turns on the same files and two cores, each run in a process of its own, and must
+select the same rows. Files are in the page cache. Memory is a process's peak resident set. Bytes
+are what went through read calls: who maps files into memory shows few.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scar_core.order import SidecarColumns
+from scar_core.radix import histograms, merge_surveys, survey
+from scar_core.rows import HASH_BYTES, SIDECAR_SCHEMA
+from scar_core.selection import decide, parse_keep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from scar_core.order import Prefix
+    from scar_core.radix import Cut, Survey
+
+WORKERS = 2
+CHUNKS_PER_WORKER = 4
+DUCKDB_MEMORY = "2GB"
+MIB = 2**20
+REASON = SIDECAR_SCHEMA.field("reason").type
+
+Chunk = list[tuple[int, str]]
+"""(ordinal, path) of some sidecars."""
+
+
+class Usage(NamedTuple):
+    """What a process took so far."""
+
+    peak_bytes: int
+    read_bytes: int
+
+
+class Found(NamedTuple):
+    """A contender's answer; two with equal count and sum chose the same rows."""
+
+    selected: int
+    place_sum: int
+    """Sum of ordinal * 2**20 + offset over the selected rows."""
+    seconds: dict[str, float]
+    """By stage."""
+    workers: list[Usage]
+    """Of the processes that it started."""
+
+
+def usage() -> Usage:
+    """Of this process; not `getrusage`, whose peak is inherited from the process that spawned."""
+    status = Path("/proc/self/status").read_text("utf-8").splitlines()
+    peak_kib = next(line.split()[1] for line in status if line.startswith("VmHWM"))
+    io = dict(line.split(": ") for line in Path("/proc/self/io").read_text("utf-8").splitlines())
+    return Usage(int(peak_kib) * 1024, int(io["rchar"]))
+
+
+# The sidecars.
+
+
+def write_sidecar(sized: tuple[int, int], *, folder: str, decimals: int | None) -> None:
+    """The sidecar (ordinal, rows) as the score job writes it; some NaN, some without a score."""
+    ordinal, rows = sized
+    draw = np.random.default_rng(ordinal)
+    scores = draw.normal(size=rows)
+    if decimals is not None:
+        scores = scores.round(decimals)
+    scores[draw.random(rows) < 0.001] = np.nan
+    missing = draw.random(rows) < 0.001
+    hashes = pa.py_buffer(draw.bytes(HASH_BYTES * rows))
+    columns = [
+        pa.array(np.arange(rows)),
+        pa.array(scores.astype(np.float32), mask=missing, from_pandas=False),
+        pa.FixedSizeBinaryArray.from_buffers(pa.binary(HASH_BYTES), rows, [None, hashes]),
+        pa.array(["too_large"] * rows, mask=~missing).dictionary_encode().cast(REASON),
+        *(pa.array(draw.integers(1, 512, rows), pa.int32()) for _ in range(3)),
+    ]
+    table = pa.Table.from_arrays(columns, schema=SIDECAR_SCHEMA)
+    pq.write_table(table, f"{folder}/{ordinal:07d}.parquet", compression="zstd")
+
+
+def write_sidecars(folder: str, *, rows: int, unit_rows: int, decimals: int | None) -> list[str]:
+    """Sidecars of `unit_rows` rows, or of 4,096 to 65,536 where it is 0; their paths in order."""
+    draw = np.random.default_rng(rows)
+    sizes: list[int] = []
+    while (left := rows - sum(sizes)) > 0:
+        sizes.append(min(unit_rows or int(draw.integers(4_096, 65_537)), left))
+    write = partial(write_sidecar, folder=folder, decimals=decimals)
+    with spawn_pool(WORKERS) as pool:
+        list(pool.map(write, enumerate(sizes), chunksize=16))
+    return [f"{folder}/{ordinal:07d}.parquet" for ordinal in range(len(sizes))]
+
+
+def spawn_pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+# The radix: what a worker does with a chunk, and the driver.
+
+
+def open_chunk(chunk: Chunk) -> Iterator[SidecarColumns]:
+    for ordinal, path in chunk:
+        yield SidecarColumns.open(path, ordinal=ordinal)
+
+
+def survey_chunk(chunk: Chunk) -> Survey:
+    return survey(open_chunk(chunk))
+
+
+def scan_chunk(chunk: Chunk, *, prefixes: Sequence[Prefix]) -> NDArray[np.int64]:
+    return histograms(open_chunk(chunk), prefixes)
+
+
+def select_chunk(chunk: Chunk, *, cut: Cut) -> tuple[int, int]:
+    """Count and place sum of a chunk's selected rows."""
+    selected, place_sum = 0, 0
+    for columns in open_chunk(chunk):
+        offsets = np.flatnonzero(cut.mask(columns))
+        selected += len(offsets)
+        place_sum += columns.ordinal * 2**20 * len(offsets) + int(offsets.sum())
+    return selected, place_sum
+
+
+def usage_soon(_: int) -> tuple[int, Usage]:
+    time.sleep(0.2)  # so that every worker gets one
+    return os.getpid(), usage()
+
+
+def run_radix(paths: list[str], keep: str) -> Found:
+    """Survey, passes, and one more pass for the selected rows, over a pool of processes."""
+    clock = Clock()
+    step = -(-len(paths) // (WORKERS * CHUNKS_PER_WORKER))
+    numbered = list(enumerate(paths))
+    chunks = [numbered[first : first + step] for first in range(0, len(paths), step)]
+    with spawn_pool(WORKERS) as pool:
+        before = dict(pool.map(usage_soon, range(WORKERS)))
+        clock.lap("start")
+        first = merge_surveys(pool.map(survey_chunk, chunks))
+        clock.lap("pass 1")
+
+        def scan(prefixes: Sequence[Prefix]) -> NDArray[np.int64]:
+            parts = pool.map(partial(scan_chunk, prefixes=prefixes), chunks)
+            total = sum(parts, np.zeros((len(prefixes), len(first.histogram_V)), np.int64))
+            clock.lap(f"pass {len(clock.seconds)}")
+            return total
+
+        cut = decide(first, scan, parse_keep(keep)).cut
+        found = list(pool.map(partial(select_chunk, cut=cut), chunks))
+        clock.lap("select")
+        after = dict(pool.map(usage_soon, range(WORKERS)))
+    workers = [Usage(peak, read - before[pid].read_bytes) for pid, (peak, read) in after.items()]
+    return Found(sum(n for n, _ in found), sum(s for _, s in found), clock.seconds, workers)
+
+
+class Clock:
+    """Seconds of one stage after the other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """End a stage."""
+        now = time.perf_counter()
+        self.seconds[stage], self.last = now - self.last, now
+
+
+# The others.
+
+ELIGIBLE = "score IS NOT NULL AND NOT isnan(score)"
+
+
+def run_duckdb(paths: list[str], keep: str, *, by_threshold: bool) -> Found:
+    """Exact top k: one ORDER BY over all keys, or the k-th score first and ties afterwards."""
+    import duckdb  # noqa: PLC0415 - its memory is its own
+
+    clock = Clock()
+    share = parse_keep(keep).share  # type: ignore[union-attr]
+    with duckdb.connect() as connection, tempfile.TemporaryDirectory() as spill:
+        connection.execute(f"SET memory_limit='{DUCKDB_MEMORY}'; SET threads={WORKERS}")
+        connection.execute(f"SET temp_directory='{spill}'")
+        files = f"read_parquet('{Path(paths[0]).parent}/*.parquet', filename=true)"
+        good = f"FROM {files} WHERE {ELIGIBLE}"
+        (k,) = _one(
+            connection, f"SELECT count(*) * {share.numerator} // {share.denominator} {good}"
+        )
+        clock.lap("count")
+        best = f"SELECT filename, row {good}"
+        ties = "content_hash, filename, row"
+        if by_threshold:
+            kth = f"SELECT score {good} ORDER BY score DESC LIMIT 1 OFFSET {k - 1}"
+            (threshold,) = _one(connection, kth)
+            last = f"'{np.float32(threshold)!s}'::FLOAT"
+            (above,) = _one(connection, f"SELECT count(*) {good} AND score > {last}")
+            query = (
+                f"{best} AND score > {last} UNION ALL "
+                f"({best} AND score = {last} ORDER BY {ties} LIMIT {k - above})"
+            )
+        else:
+            query = f"{best} ORDER BY score DESC, {ties} LIMIT {k}"
+        place = "parse_filename(filename, true)::BIGINT * 1048576 + row"
+        found = _one(connection, f"SELECT count(*), sum({place}) FROM ({query})")  # noqa: S608 - ours
+        clock.lap("select")
+    return Found(int(found[0]), int(found[1]), clock.seconds, [])
+
+
+def _one(connection: Any, query: str) -> tuple[Any, ...]:  # noqa: ANN401 - DuckDB has no types
+    row: tuple[Any, ...] = connection.execute(query).fetchone()
+    return row
+
+
+def run_polars(paths: list[str], keep: str) -> Found:
+    """Exact top k by one sort over all keys, streaming."""
+    os.environ["POLARS_MAX_THREADS"] = str(WORKERS)
+    pl = importlib.import_module("polars")
+    clock = Clock()
+    share = parse_keep(keep).share  # type: ignore[union-attr]
+    score = pl.col("score")
+    pool = pl.scan_parquet(paths, include_file_paths="path")
+    good = pool.filter(score.is_not_null() & score.is_not_nan())
+    k = int(good.select(pl.len()).collect(engine="streaming").item() * share)
+    clock.lap("count")
+    keys = ["score", "content_hash", "path", "row"]
+    best = good.select(keys).sort(keys, descending=[True, False, False, False]).head(k)
+    ordinal = pl.col("path").str.extract(r"(\d+)\.parquet$").cast(pl.Int64)
+    total = best.select(pl.len(), (ordinal * 2**20 + pl.col("row")).sum().alias("sum"))
+    found = total.collect(engine="streaming").row(0)
+    clock.lap("select")
+    return Found(int(found[0]), int(found[1]), clock.seconds, [])
+
+
+CONTENDERS: dict[str, tuple[str, Callable[[list[str], str], Found]]] = {
+    "radix": ("numpy", run_radix),
+    "duckdb, order by": ("duckdb", partial(run_duckdb, by_threshold=False)),
+    "duckdb, threshold": ("duckdb", partial(run_duckdb, by_threshold=True)),
+    "polars, sort": ("polars", run_polars),
+}
+"""By name: the module that it needs, and what runs it."""
+
+
+# The comparison.
+
+
+def measure(name: str, paths: list[str], keep: str) -> dict[str, Any]:
+    """Run a contender in this process and say what it took."""
+    before = usage()
+    found = CONTENDERS[name][1](paths, keep)
+    after = usage()
+    return {
+        "contender": name,
+        "selected": found.selected,
+        "place_sum": found.place_sum,
+        "seconds": sum(found.seconds.values()),
+        "stage_seconds": found.seconds,
+        "driver_peak_mib": after.peak_bytes / MIB,
+        "worker_peak_mib": max((worker.peak_bytes for worker in found.workers), default=0) / MIB,
+        "read_mib": (
+            after.read_bytes - before.read_bytes + sum(w.read_bytes for w in found.workers)
+        )
+        / MIB,
+    }
+
+
+def compare(paths: list[str], keep: str, *, repeats: int) -> list[dict[str, Any]]:
+    """Every contender, in turns; the runs of median time."""
+    names = [name for name, (module, _) in CONTENDERS.items() if importlib.util.find_spec(module)]
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for _ in range(repeats):
+        for name in names:
+            with spawn_pool(1) as process:
+                runs[name].append(process.submit(measure, name, paths, keep).result())
+    answers = {(run["selected"], run["place_sum"]) for of in runs.values() for run in of}
+    if len(answers) != 1:
+        raise SystemExit(f"contenders do not agree: {answers}")
+    return [
+        min(of, key=lambda run: abs(run["seconds"] - median(r["seconds"] for r in of)))
+        for of in runs.values()
+    ]
+
+
+def show(rows: int, results: Sequence[dict[str, Any]]) -> None:
+    """One line a contender."""
+    print(f"\n{rows:,} rows, {results[0]['selected']:,} selected, the same by all")
+    print(f"{'':20}{'seconds':>8}{'driver MiB':>12}{'worker MiB':>12}{'read MiB':>10}  stages")
+    for result in results:
+        stages = ", ".join(f"{name} {s:.2f}" for name, s in result["stage_seconds"].items())
+        print(
+            f"{result['contender']:20}{result['seconds']:8.2f}{result['driver_peak_mib']:12.0f}"
+            f"{result['worker_peak_mib']:12.0f}{result['read_mib']:10.0f}  {stages}",
+            flush=True,
+        )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write sidecars, compare, print a table and store the numbers."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    parser.add_argument("--unit-rows", type=int, default=0, help="of a sidecar; 0: 4,096 to 65,536")
+    parser.add_argument("--keep", default="10%", help="a share")
+    parser.add_argument("--decimals", type=int, help="round scores, so that many tie")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each; the median counts")
+    parser.add_argument("--json", type=Path, default=Path("build/bench-selection.json"))
+    args = parser.parse_args(argv)
+    options = {name: value for name, value in vars(args).items() if name not in ("rows", "json")}
+    versions = {name: version(name) for name in ("numpy", "pyarrow", "duckdb")}
+    runs: dict[int, list[dict[str, Any]]] = {}
+    for rows in args.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            paths = write_sidecars(
+                folder, rows=rows, unit_rows=args.unit_rows, decimals=args.decimals
+            )
+            runs[rows] = compare(paths, args.keep, repeats=args.repeats)
+        show(rows, runs[rows])
+    report = {"python": platform.python_version(), **versions, "options": options, "runs": runs}
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
