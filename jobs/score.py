@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from jobs.score_stages import ScoredSidecar
+    from scar_core.model import RankerConfig
 
 logger = logging.getLogger("scar_curate")
 
@@ -55,7 +57,8 @@ class ScoreConfig(PairColumns, UnitConfig, ActorConfig):
     out: str
     """Scores directory; finished units found there are not scored again."""
     max_tokens: int = 512
-    """Tokens of a text that the encoder sees, special tokens included, at least 3."""
+    """Tokens of a text that the encoder sees, special tokens included, at least 8;
+    fewer if its positions end before."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """fp32 is the reference. bf16 is faster where the processor has it; the selection then scores
     rows near the threshold again in fp32 and keeps what fp32 would. auto: bf16 on GPUs and on CPUs
@@ -66,8 +69,8 @@ class ScoreConfig(PairColumns, UnitConfig, ActorConfig):
         PairColumns.__post_init__(self)
         UnitConfig.__post_init__(self)
         ActorConfig.__post_init__(self)
-        if self.max_tokens < 3:  # noqa: PLR2004 - two special tokens and one of the text
-            raise ValueError(f"max_tokens must be at least 3, got {self.max_tokens}")
+        if self.max_tokens < 8:  # noqa: PLR2004 - special tokens and a word
+            raise ValueError(f"max_tokens must be at least 8, got {self.max_tokens}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,21 @@ def resolved_precision(config: ScoreConfig) -> Literal["fp32", "bf16"]:
     return "bf16" if fast else "fp32"
 
 
+def readable_tokens(asked: int, ranker: RankerConfig, *, where: str) -> int:
+    """Tokens of a text that the encoder can read, at most as many as are asked for."""
+    import torch  # noqa: PLC0415
+
+    from scar_core.encoders import empty_encoder, encoder_config  # noqa: PLC0415 - torch
+    from scar_core.packing import longest_text  # noqa: PLC0415 - torch
+
+    with torch.device("meta"):  # the shape of the encoder, without its memory
+        encoder = empty_encoder(encoder_config(ranker.encoder_config, where=where))
+    reach = longest_text(encoder)
+    if asked > reach:
+        logger.info("%s: its encoder reads %s tokens, not %s", where, f"{reach:,}", f"{asked:,}")
+    return min(asked, reach)
+
+
 def make_plan(config: ScoreConfig) -> Plan:
     """Read footers and list sidecars; nothing is started and nothing written.
 
@@ -112,7 +130,7 @@ def make_plan(config: ScoreConfig) -> Plan:
     """
     from scar_core.checkpoint import check_ranker, ranker_fingerprint  # noqa: PLC0415 - torch
 
-    check_ranker(config.ranker)
+    ranker = check_ranker(config.ranker)
     files = open_pool(config.pool, config)
     units = plan_units(files, config)
     key = ScoringKey(
@@ -120,7 +138,7 @@ def make_plan(config: ScoreConfig) -> Plan:
         instruction_column=config.instruction_column,
         response_column=config.response_column,
         max_row_bytes=config.max_row_bytes,
-        max_tokens=config.max_tokens,
+        max_tokens=readable_tokens(config.max_tokens, ranker, where=config.ranker),
         precision=resolved_precision(config),
     )
     finished = find_finished(storage.absolute(config.out), units, key)
@@ -161,7 +179,9 @@ def score(config: ScoreConfig, plan: Plan) -> str:
             f"{len(lost):,} of {len(plan.units):,} units have no sidecar, the first: "
             f"{lost[0].path} from row {lost[0].row_start:,}. Start again to score them."
         )
-    return _publish(config, plan, [finished[unit.id] for unit in plan.units])
+    # Copies of a file share ids and sidecars; each keeps its own place.
+    sidecars = [replace(finished[unit.id], unit=unit) for unit in plan.units]
+    return _publish(config, plan, sidecars)
 
 
 @dataclass
@@ -190,7 +210,7 @@ def _run(config: ScoreConfig, plan: Plan) -> Iterator[ScoredSidecar]:
         read_tasks(plan),
         ranker=config.ranker,
         columns=config,
-        max_tokens=config.max_tokens,
+        max_tokens=plan.key.max_tokens,
         precision=plan.key.precision,
         actors=config,
     )
@@ -219,14 +239,17 @@ def read_tasks(plan: Plan) -> list[Any]:
 def _publish(config: ScoreConfig, plan: Plan, sidecars: list[Sidecar]) -> str:
     """Publish the scores of this pool, unless the newest ones are the very same."""
     scores = storage.absolute(config.out)
-    set_id = sha256("".join(unit.id for unit in plan.units).encode()).hexdigest()
+    run = f"runs/{new_run_id()}"
+    folder = storage.join(scores, run)
+    pool_files = [_pool_entry(file, folder) for file in plan.files]
+    # Where the files lie, too: a pool that was moved keeps its sidecars, but not this manifest.
+    whole = json.dumps([pool_files, [unit.id for unit in plan.units]])
+    set_id = sha256(whole.encode()).hexdigest()
     newest = follow_pointer(scores)
     if newest is not None:
         manifest = read_manifest(newest, kind="scores")
         if (manifest["set"], manifest["key_id"]) == (set_id, plan.key.id):
             return newest
-    run = f"runs/{new_run_id()}"
-    folder = storage.join(scores, run)
     quarantined = total_quarantined(sidecars)
     publish(
         folder,
@@ -239,7 +262,7 @@ def _publish(config: ScoreConfig, plan: Plan, sidecars: list[Sidecar]) -> str:
         },
         inputs=[
             {"kind": "ranker", "fingerprint": plan.key.ranker},
-            {"kind": "pool", "files": [_pool_entry(file, folder) for file in plan.files]},
+            {"kind": "pool", "files": pool_files},
         ],
         counts={
             "rows_in": plan.rows,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import secrets
 from datetime import UTC, datetime
@@ -14,10 +15,15 @@ from scar_core import storage
 from scar_core.errors import IncompleteError, InputError
 
 MANIFEST_NAME = "manifest.json"
+POINTER_NAME = "latest.json"
 MANIFEST_VERSION = 1
+READ_BYTES = 8 * 2**20
 PACKAGES = ("scar-curate", "ray", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
 Kind = Literal["ranker", "scores", "selection"]
+
+_ROWS_HELD: dict[Kind, str] = {"scores": "rows_in", "selection": "selected"}
+"""Which of its counts the files of a directory add up to."""
 
 
 class PublishedFile(NamedTuple):
@@ -38,8 +44,12 @@ def new_run_id() -> str:
 
 def describe_file(folder: str, path: str, *, rows: int = 0) -> PublishedFile:
     """Size and checksum of a file below a folder, read back from where it is stored."""
-    data = storage.read_bytes(storage.join(folder, path))
-    return PublishedFile(path=path, rows=rows, bytes=len(data), sha256=sha256(data).hexdigest())
+    digest, size = sha256(), 0
+    with storage.open_input(storage.join(folder, path)) as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+            size += len(block)
+    return PublishedFile(path=path, rows=rows, bytes=size, sha256=digest.hexdigest())
 
 
 def software() -> dict[str, str]:
@@ -77,9 +87,17 @@ def publish(
     `files` holds at least path, rows, bytes and sha256 of each.
 
     Raises:
-        IncompleteError: the counts do not close, or another run published this directory first.
+        IncompleteError: the counts do not close, the files hold other rows than they say, or
+            another run published this directory first.
     """
     check_counts(counts, where=folder)
+    held = _ROWS_HELD.get(kind)
+    rows = sum(entry["rows"] for entry in files)
+    if held is not None and rows != counts[held]:
+        raise IncompleteError(
+            f"{folder}: the files hold {rows:,} rows, {held} is {counts[held]:,}. "
+            "Nothing was published."
+        )
     manifest = {
         "kind": kind,
         "version": MANIFEST_VERSION,
@@ -106,14 +124,14 @@ def check_counts(counts: dict[str, Any], *, where: str) -> None:
     if "rows_in" not in counts:
         return
     quarantined = sum(counts["quarantined"].values())
-    for names in (("scored",), ("selected", "not_selected")):
-        if names[0] in counts:
-            total = sum(counts[name] for name in names) + quarantined
-            if total != counts["rows_in"]:
-                raise IncompleteError(
-                    f"{where}: {counts['rows_in']:,} rows went in, but "
-                    f"{' + '.join(names)} + quarantined = {total:,}. Nothing was published."
-                )
+    sums = [names for names in (("scored",), ("selected", "not_selected")) if names[0] in counts]
+    for names in sums:
+        total = sum(counts[name] for name in names) + quarantined
+        if total != counts["rows_in"]:
+            raise IncompleteError(
+                f"{where}: {counts['rows_in']:,} rows went in, but "
+                f"{' + '.join(names)} + quarantined = {total:,}. Nothing was published."
+            )
 
 
 def read_manifest(folder: str, *, kind: Kind) -> dict[str, Any]:
@@ -123,15 +141,12 @@ def read_manifest(folder: str, *, kind: Kind) -> dict[str, Any]:
         InputError: there is none, it is of another kind, or of a version that is not known.
     """
     path = storage.join(folder, MANIFEST_NAME)
-    try:
-        manifest: dict[str, Any] = json.loads(storage.read_bytes(path))
-    except FileNotFoundError as error:
+    manifest = _read_json(path)
+    if manifest is None:
         raise InputError(
             f"{folder}: has no {MANIFEST_NAME}, so nothing was published there. "
             f"Pass the directory of a finished {kind}."
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON: {error}") from error
+        )
     found = (manifest.get("kind"), manifest.get("version"))
     if found != (kind, MANIFEST_VERSION):
         raise InputError(
@@ -144,18 +159,50 @@ def read_manifest(folder: str, *, kind: Kind) -> dict[str, Any]:
 def write_pointer(folder: str, run: str, *, kind: Kind) -> None:
     """Let `latest.json` name a run below a folder: the one file that a later run replaces."""
     pointer = {"kind": kind, "run": run, "manifest": f"{run}/{MANIFEST_NAME}"}
-    storage.write_bytes(storage.join(folder, "latest.json"), to_json(pointer))
+    storage.write_bytes(storage.join(folder, POINTER_NAME), to_json(pointer))
 
 
 def follow_pointer(folder: str) -> str | None:
-    """The path that `latest.json` names, or None where there is no such file."""
-    try:
-        pointer = json.loads(storage.read_bytes(storage.join(folder, "latest.json")))
-    except FileNotFoundError:
+    """The path that `latest.json` names, or None where there is no such file.
+
+    Raises:
+        InputError: there is one that names nothing.
+    """
+    path = storage.join(folder, POINTER_NAME)
+    pointer = _read_json(path)
+    if pointer is None:
         return None
+    if not isinstance(pointer.get("run"), str):
+        raise InputError(f"{path}: names no run. Pass the directory of a run below {folder}.")
     return storage.join(folder, pointer["run"])
 
 
+def _read_json(path: str) -> dict[str, Any] | None:
+    """The object in a JSON file, None where there is no file; InputError if it holds none."""
+    try:
+        value = json.loads(storage.read_bytes(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise InputError(
+            f"{path}: is not JSON ({error}). Nothing here writes such a file."
+        ) from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds no JSON object. Nothing here writes such a file.")
+    return value
+
+
 def to_json(value: dict[str, Any]) -> bytes:
-    """Readable JSON, keys in the order they were given."""
-    return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
+    """Readable JSON, keys in the order they were given; inf and nan, which JSON lacks, as text."""
+    return (
+        json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    )
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """The same with `inf`, `-inf` and `nan` in place of such numbers; float() reads them back."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -524,11 +524,12 @@ def test_a_sidecar_that_is_none_is_refused(column: str, values: pa.Array, says: 
     assert "scores/x.parquet" in str(caught.value)
 
 
-def test_a_table_without_scores_is_refused() -> None:
-    """A file that is no sidecar is named."""
-    columns = SidecarColumns.from_table(pa.table({"x": [1]}), ordinal=0, where="x.parquet")
+def test_a_file_without_scores_is_refused(tmp_path: Path) -> None:
+    """A Parquet file that is no sidecar is named."""
+    path = str(tmp_path / "x.parquet")
+    pq.write_table(pa.table({"x": [1]}), path)
     with pytest.raises(SchemaError, match=r"x\.parquet: no column 'score'"):
-        survey([columns])
+        survey([SidecarColumns.open(path, ordinal=0)])
 
 
 def test_sidecars_that_change_between_passes_stop_the_selection() -> None:

@@ -206,13 +206,13 @@ def test_training_learns_the_order() -> None:
 def test_the_epoch_with_the_best_validation_accuracy_is_kept() -> None:
     """Its weights and its scores, though the training went on."""
     snapshots: list[dict[str, torch.Tensor]] = []
-    config = TrainingConfig(epochs=6, batch_size=2, learning_rate=5e-3)
+    config = TrainingConfig(epochs=6, batch_size=4, learning_rate=3e-4)
     _, trained, told = run(config=config, snapshots=snapshots)
     accuracies = [progress.validation_accuracy or 0 for progress in told]
     best = int(np.argmax(accuracies))
     assert trained.best.epoch == best + 1
     assert trained.best.validation_accuracy == accuracies[best]
-    assert len(set(accuracies)) > 1, "the example must have something to choose from"
+    assert 0 < best < 5, "the example must have something to choose from"
     assert trained.best.weights is not None
     assert trained.best.weights.keys() == snapshots[best].keys()
     for name, value in trained.best.weights.items():

@@ -70,7 +70,9 @@ def synchronize(device: str) -> None:
 def padded_tokens(lengths_N: NDArray[np.int64], batch_size: int) -> int:
     """Tokens that batches of so many texts compute, padded, in this order."""
     starts = range(0, len(lengths_N), batch_size)
-    return sum(int(part.max()) * len(part) for part in (lengths_N[s : s + batch_size] for s in starts))
+    return sum(
+        int(part.max()) * len(part) for part in (lengths_N[s : s + batch_size] for s in starts)
+    )
 
 
 def selected(scores: Sequence[float], keep: float) -> set[int]:

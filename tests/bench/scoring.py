@@ -16,12 +16,10 @@ import platform
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -30,9 +28,11 @@ from transformers import AutoModel, AutoTokenizer, RobertaConfig
 
 from scar_core.checkpoint import save_ranker
 from scar_core.encoding import TextTokenizer
+from scar_core.linears import cpu_has
 from scar_core.model import Ranker, RankerConfig
-from tests.bench.measure import CUTS, matrix_rate, rank_correlation, selected, useful_flops
+from tests.bench.measure import matrix_rate, useful_flops
 from tests.bench.peers import PEERS, Setup, Turn, serve
+from tests.bench.report import Round, summary, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +44,6 @@ SHAPES = ("minilm", "roberta-base")
 DATA = Path(__file__).resolve().parents[3] / "shared/data"
 POOLS = ("pool_human.parquet", "pool_llm_misc.parquet")
 DEFAULT_PEERS = ("scar-tool", "pipeline", "cross-encoder", "fp32", "bf16", "bf16+fp32")
-MAIN_PEERS = ("fp32", "bf16", "bf16+fp32")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,15 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             setup = make_models(shape, Path(folder) / shape, args)
             count = args.pairs or {"minilm": 160, "roberta-base": 48}[shape]
             rounds = run_rounds(setup, pairs, count=count, args=args)
-            table = [summary(peer, rounds) for peer in rounds[0].turns]
-            results["shapes"][shape] = {"pairs_per_round": count, "rounds": len(rounds)} | {
-                "matrix_gflops": {
-                    precision: [round(r.rates[precision] / 1e9) for r in rounds]
-                    for precision in rounds[0].rates
-                },
-                "peers": table,
-            }
-            print_table(shape, count, rounds, table)
+            results["shapes"][shape] = summary(rounds, device=args.device)
+            print(table(f"{shape}, {args.rounds} x {count} pairs", results["shapes"][shape]))
     args.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"written to {args.out}")
     return 0
@@ -130,28 +122,18 @@ def make_models(shape: str, folder: Path, args: argparse.Namespace) -> Setup:
     )
 
 
-class Round(NamedTuple):
-    """One set of pairs, scored by every peer."""
-
-    turns: dict[str, Turn]
-    rates: dict[str, float]
-    """Matrix FLOP/s by precision, the best measured around the turns."""
-    flops: float
-    """Useful work of the set, each text alone."""
-    tokens: int
-    """Real tokens of the set, each text alone."""
-
-
-def run_rounds(
-    setup: Setup, pairs: Pairs, *, count: int, args: argparse.Namespace
-) -> list[Round]:
+def run_rounds(setup: Setup, pairs: Pairs, *, count: int, args: argparse.Namespace) -> list[Round]:
     """Score disjoint sets of pairs, the peers taking turns on each."""
     order = np.random.default_rng(args.seed).permutation(len(pairs))
     if len(order) < count * (args.rounds + 1):
         raise SystemExit(f"{len(pairs)} pairs are too few for {args.rounds} rounds of {count}")
     with ExitStack() as stack:
         pipes = {name: start(name, setup, stack) for name in args.peers}
-        running = {name: pipe for name, pipe in pipes.items() if (why := pipe.recv()) is None or say(name, why)}
+        refusals = {name: pipe.recv() for name, pipe in pipes.items()}
+        for name, why in refusals.items():
+            if why is not None:
+                print(f"{name} is left out: {why}")
+        running = {name: pipe for name, pipe in pipes.items() if refusals[name] is None}
         for pipe in running.values():  # warm up on pairs of no round
             ask(pipe, [pairs[row] for row in order[-count:][:16]])
         rounds = []
@@ -161,12 +143,6 @@ def run_rounds(
         for pipe in running.values():
             pipe.send(None)
     return rounds
-
-
-def say(name: str, why: str) -> bool:
-    """Name a peer that is left out."""
-    print(f"{name} is left out: {why}")
-    return False
 
 
 def start(name: str, setup: Setup, stack: ExitStack) -> Connection:
@@ -202,43 +178,24 @@ def run_round(setup: Setup, pipes: dict[str, Connection], chosen: Pairs, number:
             rates[precision] = max(rates[precision], rate)
         turns[name] = ask(pipes[name], chosen)
         turn = turns[name]
-        print(f"  {number} {name}: {turn.cpu_seconds:.2f} s CPU, {turn.wall_seconds:.2f} s", flush=True)
-    ordered = {name: turns[name] for name in names}
-    return Round(ordered, rates, useful_flops(encoder, lengths), int(lengths.sum()))
-
-
-def summary(peer: str, rounds: list[Round]) -> dict[str, Any]:
-    """Medians over the rounds; ratios and shares are taken within each."""
-    gpu = "cuda" in machine_cache
-    turns = [r.turns[peer] for r in rounds]
-    seconds = [turn.wall_seconds if gpu else turn.cpu_seconds for turn in turns]
-    precision = "bf16" if "bf16" in peer else "fp32"
-    best_rate = max(r.rates[precision] for r in rounds)
-    row: dict[str, Any] = {
-        "peer": peer,
-        "pairs_per_second": median(len(t.scores) / s for t, s in zip(turns, seconds, strict=True)),
-        "pairs_per_wall_second": median(len(t.scores) / t.wall_seconds for t in turns),
-        "tokens_per_second": median(t.real_tokens / s for t, s in zip(turns, seconds, strict=True)),
-        "computed_per_real_token": sum(t.computed_tokens for t in turns) / sum(t.real_tokens for t in turns),
-        "peak_mib": max(t.peak_mib for t in turns),
-        "rescored_share": median(t.rescored_rows / len(t.scores) for t in turns),
-    }
-    return row | compared(peer, rounds, seconds, best_rate)
-
-
-machine_cache: set[str] = set()
-
-
-def compared(peer: str, rounds: list[Round], seconds: list[float], best_rate: float) -> dict[str, Any]:
-    return {}
+        print(
+            f"  {number} {name}: {turn.cpu_seconds:.2f} s CPU, {turn.wall_seconds:.2f} s",
+            flush=True,
+        )
+    in_order = {name: turns[name] for name in names}
+    return Round(in_order, rates, useful_flops(encoder, lengths), int(lengths.sum()))
 
 
 def machine(device: str) -> dict[str, Any]:
-    return {}
-
-
-def print_table(shape: str, count: int, rounds: list[Round], table: list[dict[str, Any]]) -> None:
-    pass
+    """What the figures hold for."""
+    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(),
+        "capabilities": [name for name in ("avx512_bf16", "amx_bf16") if cpu_has(name)],
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu, one thread",
+        "software": {name: version(name) for name in ("torch", "transformers", "numpy")},
+    }
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 Contenders take turns on the same files and two cores, each run in a process of its own, and must
 select the same rows. Files are in the page cache. Memory is a process's peak resident set. Bytes
-are what went through read calls: who maps files into memory shows few.
+are what went through read calls: who maps files into memory shows few. CPU seconds are of all
+processes, and steadier than the clock on a busy machine.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scar_core.order import SidecarColumns
+from scar_core.order import DIGIT_VALUES, SidecarColumns
 from scar_core.radix import histograms, merge_surveys, survey
 from scar_core.rows import HASH_BYTES, SIDECAR_SCHEMA
 from scar_core.selection import decide, parse_keep
@@ -46,7 +47,7 @@ WORKERS = 2
 CHUNKS_PER_WORKER = 4
 DUCKDB_MEMORY = "2GB"
 MIB = 2**20
-REASON = SIDECAR_SCHEMA.field("reason").type
+REASONS = ["too_large"]
 
 Chunk = list[tuple[int, str]]
 """(ordinal, path) of some sidecars."""
@@ -68,7 +69,7 @@ class Found(NamedTuple):
     seconds: dict[str, float]
     """By stage."""
     workers: list[Usage]
-    """Of the processes that it started."""
+    """Of the processes that it started, once per task."""
 
 
 def usage() -> Usage:
@@ -90,13 +91,13 @@ def write_sidecar(sized: tuple[int, int], *, folder: str, decimals: int | None) 
     if decimals is not None:
         scores = scores.round(decimals)
     scores[draw.random(rows) < 0.001] = np.nan
-    missing = draw.random(rows) < 0.001
+    missing = (draw.random(rows) < 0.01) & (ordinal % 10 == 0)
     hashes = pa.py_buffer(draw.bytes(HASH_BYTES * rows))
     columns = [
         pa.array(np.arange(rows)),
         pa.array(scores.astype(np.float32), mask=missing, from_pandas=False),
         pa.FixedSizeBinaryArray.from_buffers(pa.binary(HASH_BYTES), rows, [None, hashes]),
-        pa.array(["too_large"] * rows, mask=~missing).dictionary_encode().cast(REASON),
+        pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int8), mask=~missing), REASONS),
         *(pa.array(draw.integers(1, 512, rows), pa.int32()) for _ in range(3)),
     ]
     table = pa.Table.from_arrays(columns, schema=SIDECAR_SCHEMA)
@@ -145,9 +146,12 @@ def select_chunk(chunk: Chunk, *, cut: Cut) -> tuple[int, int]:
     return selected, place_sum
 
 
-def usage_soon(_: int) -> tuple[int, Usage]:
-    time.sleep(0.2)  # so that every worker gets one
-    return os.getpid(), usage()
+def tracked(chunk: Chunk, *, stage: Callable[[Chunk], Any]) -> tuple[Any, Usage]:
+    """What a stage gives for a chunk, and the worker's peak and bytes read meanwhile."""
+    before = usage()
+    result = stage(chunk)
+    after = usage()
+    return result, Usage(after.peak_bytes, after.read_bytes - before.read_bytes)
 
 
 def run_radix(paths: list[str], keep: str) -> Found:
@@ -156,24 +160,36 @@ def run_radix(paths: list[str], keep: str) -> Found:
     step = -(-len(paths) // (WORKERS * CHUNKS_PER_WORKER))
     numbered = list(enumerate(paths))
     chunks = [numbered[first : first + step] for first in range(0, len(paths), step)]
-    with spawn_pool(WORKERS) as pool:
-        before = dict(pool.map(usage_soon, range(WORKERS)))
-        clock.lap("start")
-        first = merge_surveys(pool.map(survey_chunk, chunks))
-        clock.lap("pass 1")
+    workers: list[Usage] = []
+    spawn = multiprocessing.get_context("spawn")
+    # Nobody starts before all are there: the time that processes take is told apart.
+    all_there = spawn.Barrier(WORKERS).wait
+    with ProcessPoolExecutor(WORKERS, mp_context=spawn, initializer=all_there) as pool:
+
+        def run(stage: Callable[[Chunk], Any]) -> Iterator[Any]:
+            for result, taken in pool.map(partial(tracked, stage=stage), chunks):
+                workers.append(taken)
+                yield result
 
         def scan(prefixes: Sequence[Prefix]) -> NDArray[np.int64]:
-            parts = pool.map(partial(scan_chunk, prefixes=prefixes), chunks)
-            total = sum(parts, np.zeros((len(prefixes), len(first.histogram_V)), np.int64))
+            total = np.zeros((len(prefixes), DIGIT_VALUES), np.int64)
+            for part in run(partial(scan_chunk, prefixes=prefixes)):
+                total += part
             clock.lap(f"pass {len(clock.seconds)}")
             return total
 
+        list(pool.map(usage_of, range(WORKERS)))
+        clock.lap("start")
+        first = merge_surveys(run(survey_chunk))
+        clock.lap("pass 1")
         cut = decide(first, scan, parse_keep(keep)).cut
-        found = list(pool.map(partial(select_chunk, cut=cut), chunks))
+        found = list(run(partial(select_chunk, cut=cut)))
         clock.lap("select")
-        after = dict(pool.map(usage_soon, range(WORKERS)))
-    workers = [Usage(peak, read - before[pid].read_bytes) for pid, (peak, read) in after.items()]
     return Found(sum(n for n, _ in found), sum(s for _, s in found), clock.seconds, workers)
+
+
+def usage_of(_: int) -> Usage:
+    return usage()
 
 
 class Clock:
@@ -267,14 +283,15 @@ CONTENDERS: dict[str, tuple[str, Callable[[list[str], str], Found]]] = {
 
 def measure(name: str, paths: list[str], keep: str) -> dict[str, Any]:
     """Run a contender in this process and say what it took."""
-    before = usage()
+    before, cpu_before = usage(), sum(os.times()[:4])
     found = CONTENDERS[name][1](paths, keep)
-    after = usage()
+    after, cpu_after = usage(), sum(os.times()[:4])
     return {
         "contender": name,
         "selected": found.selected,
         "place_sum": found.place_sum,
         "seconds": sum(found.seconds.values()),
+        "cpu_seconds": cpu_after - cpu_before,
         "stage_seconds": found.seconds,
         "driver_peak_mib": after.peak_bytes / MIB,
         "worker_peak_mib": max((worker.peak_bytes for worker in found.workers), default=0) / MIB,
@@ -305,11 +322,13 @@ def compare(paths: list[str], keep: str, *, repeats: int) -> list[dict[str, Any]
 def show(rows: int, results: Sequence[dict[str, Any]]) -> None:
     """One line a contender."""
     print(f"\n{rows:,} rows, {results[0]['selected']:,} selected, the same by all")
-    print(f"{'':20}{'seconds':>8}{'driver MiB':>12}{'worker MiB':>12}{'read MiB':>10}  stages")
+    print(
+        f"{'':20}{'seconds':>8}{'CPU s':>7}{'driver MiB':>12}{'worker MiB':>12}{'read MiB':>10}  stages"
+    )
     for result in results:
         stages = ", ".join(f"{name} {s:.2f}" for name, s in result["stage_seconds"].items())
         print(
-            f"{result['contender']:20}{result['seconds']:8.2f}{result['driver_peak_mib']:12.0f}"
+            f"{result['contender']:20}{result['seconds']:8.2f}{result['cpu_seconds']:7.2f}{result['driver_peak_mib']:12.0f}"
             f"{result['worker_peak_mib']:12.0f}{result['read_mib']:10.0f}  {stages}",
             flush=True,
         )

