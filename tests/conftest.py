@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 def ray_session() -> Iterator[None]:
     """A real Ray on this machine with four logical CPUs."""
     import ray  # noqa: PLC0415 - only tests that ask for it pay for it
+
     from jobs.cli import connected  # noqa: PLC0415
 
     assert not ray.is_initialized()

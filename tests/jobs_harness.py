@@ -48,7 +48,8 @@ def curate_run(*argv: str) -> Path:
     """Run `jobs.curate` in this process; the directory of its selection."""
     assert cli.run_job(curate.job, argv) == 0
     out = Path(argv[argv.index("--out") + 1])
-    return out / json.loads((out / "latest.json").read_bytes())["run"]
+    run: str = json.loads((out / "latest.json").read_bytes())["run"]
+    return out / run
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:

@@ -312,7 +312,7 @@ def test_what_cannot_be_read_is_not_left_out_in_silence(
 
 
 def test_a_store_that_fails_does_not_look_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fsspec's own `isfile` answers False to a broken connection: "not published yet"."""
+    """Fsspec's own `isfile` answers False to a broken connection: "not published yet"."""
 
     def fail(*_: object, **__: object) -> None:
         raise ConnectionError("no route to host")

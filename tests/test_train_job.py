@@ -194,7 +194,7 @@ def test_what_is_published_is_whole(place: Path, by_workers: dict[int, str]) -> 
 def test_a_loss_that_is_not_a_number_ends_the_job_with_code_1(
     place: Path,
     ray_session: None,
-    capfd: pytest.CaptureFixture[str],  # noqa: ARG001 - Ray must run
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The step is named, nothing is written."""
     out = place / "exploded"

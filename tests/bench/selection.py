@@ -321,17 +321,13 @@ def compare(paths: list[str], keep: str, *, repeats: int) -> list[dict[str, Any]
 
 def show(rows: int, results: Sequence[dict[str, Any]]) -> None:
     """One line a contender."""
+    columns = ("seconds", "cpu_seconds", "driver_peak_mib", "worker_peak_mib", "read_mib")
     print(f"\n{rows:,} rows, {results[0]['selected']:,} selected, the same by all")
-    print(
-        f"{'':20}{'seconds':>8}{'CPU s':>7}{'driver MiB':>12}{'worker MiB':>12}{'read MiB':>10}  stages"
-    )
+    print(f"{'':18}" + "".join(f"{column:>16}" for column in columns) + "  stages")
     for result in results:
         stages = ", ".join(f"{name} {s:.2f}" for name, s in result["stage_seconds"].items())
-        print(
-            f"{result['contender']:20}{result['seconds']:8.2f}{result['cpu_seconds']:7.2f}{result['driver_peak_mib']:12.0f}"
-            f"{result['worker_peak_mib']:12.0f}{result['read_mib']:10.0f}  {stages}",
-            flush=True,
-        )
+        numbers = "".join(f"{result[column]:16.2f}" for column in columns)
+        print(f"{result['contender']:18}{numbers}  {stages}", flush=True)
 
 
 def main(argv: Sequence[str]) -> int:
