@@ -98,15 +98,21 @@ def submit(
     address: str, checkout: Path, environment: dict[str, str], *command: str
 ) -> subprocess.CompletedProcess[str]:
     """The README's command: its logs are followed to the end."""
-    return subprocess.run(
-        [RAY, "job", "submit", "--address", address, "--working-dir", ".", "--", *command],
-        cwd=checkout,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    for _ in range(30):
+        done = subprocess.run(
+            [RAY, "job", "submit", "--address", address, "--working-dir", ".", "--", *command],
+            cwd=checkout,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        # A dashboard answers some seconds before its node can take jobs.
+        if "No available agent" not in done.stdout + done.stderr:
+            break
+        time.sleep(1)
+    return done
 
 
 def test_the_readmes_command_runs_on_a_cluster(
