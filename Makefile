@@ -23,7 +23,7 @@ $(DEMO)/pool: jobs/sample | .venv/ready
 
 $(RANKER)/manifest.json: | .venv/ready
 	$(PY) -m jobs.train --quads $(QUADS) --encoder "$$($(PY) -m jobs.sample --encoder)" \
-	  --epochs 4 --batch-size 8 --out $(RANKER)
+	  --epochs 2 --batch-size 8 --out $(RANKER)
 
 demo: .venv/ready $(DEMO)/pool $(RANKER)/manifest.json
 	$(PY) -m jobs.curate --pool '$(POOL)' --ranker $(RANKER) --keep '$(KEEP)' --out $(DEMO)/curated
