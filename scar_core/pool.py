@@ -75,6 +75,8 @@ def open_pool(pool: Sequence[str], columns: PairColumns) -> list[PoolFile]:
         InputError: nothing matches, a file is not Parquet, or the pool has no rows.
         SchemaError: a file lacks one of the columns.
     """
+    if not pool:
+        raise InputError("--pool names no file. Pass Parquet files, folders or globs.")
     matches = _match(pool)
     with ThreadPoolExecutor(FOOTER_THREADS) as threads:
         files = list(

@@ -150,7 +150,8 @@ def _open_sidecar(scores: str, unit: Unit, key: ScoringKey) -> Sidecar | None:
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
             table = parquet.read(use_threads=False)
-    except (pa.ArrowException, OSError):  # cut, or foreign
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError):  # cut, foreign, or not what was written
         return None
     if (table.schema.metadata or {}) != _identity(unit, key) or _find_fault(table, unit):
         return None

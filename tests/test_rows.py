@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 COLUMNS = PairColumns()
 
 
-def pairs(instructions: Any, responses: Any) -> pa.Table:
+def pairs(instructions: object, responses: object) -> pa.Table:
     """A pool table of two columns."""
     return pa.table({"instruction": instructions, "response": responses})
 

@@ -38,9 +38,20 @@ from scar_core.training import (
 from tests.tiny import tiny_ranker
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from scar_core.model import Ranker
 
 FAST = TrainingConfig(epochs=3, batch_size=4, learning_rate=1e-3)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors: threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def quadruple(instruction: str, **responses: str | None) -> Quadruple:

@@ -101,7 +101,8 @@ def write_sidecar(sized: tuple[int, int], *, folder: str, decimals: int | None) 
         *(pa.array(draw.integers(1, 512, rows), pa.int32()) for _ in range(3)),
     ]
     table = pa.Table.from_arrays(columns, schema=SIDECAR_SCHEMA)
-    pq.write_table(table, f"{folder}/{ordinal:07d}.parquet", compression="zstd")
+    path = f"{folder}/{ordinal:07d}.parquet"
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
 
 
 def write_sidecars(folder: str, *, rows: int, unit_rows: int, decimals: int | None) -> list[str]:
