@@ -135,7 +135,7 @@ class CountingFile(io.FileIO):
 
     spans: list[tuple[int, int]]
 
-    def read(self, size: int = -1, /) -> bytes:
+    def read(self, size: int | None = -1, /) -> bytes:
         """Read, and remember what."""
         start = self.tell()
         data = super().read(size)
