@@ -185,10 +185,12 @@ def _read_json(path: str) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise InputError(
-            f"{path}: is not JSON ({error}). Nothing here writes such a file."
+            f"{path}: is not JSON ({error}). Bring it back as it was, or use another directory."
         ) from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no JSON object. Nothing here writes such a file.")
+        raise InputError(
+            f"{path}: holds no JSON object. Bring it back as it was, or use another directory."
+        )
     return value
 
 

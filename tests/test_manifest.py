@@ -133,7 +133,12 @@ def test_of_many_runs_on_one_directory_one_publishes(tmp_path: Path) -> None:
         ("scores", {**SCORES, "scored": 6}, 10, "10 rows went in, but scored + quarantined = 9"),
         ("scores", {**SCORES, "rows_in": 9}, 9, "9 rows went in, but scored + quarantined = 10"),
         ("scores", {**SCORES, "quarantined": {}}, 10, "scored + quarantined = 7"),
-        ("selection", {**SELECTION, "not_selected": 5}, 3, "selected + not_selected .* = 11"),
+        (
+            "selection",
+            {**SELECTION, "not_selected": 5},
+            3,
+            "selected + not_selected + quarantined = 11",
+        ),
         ("selection", {**SELECTION, "scored": 8}, 3, "scored + quarantined = 11"),
         ("scores", SCORES, 9, "the files hold 9 rows, rows_in is 10"),
         ("selection", SELECTION, 4, "the files hold 4 rows, selected is 3"),
@@ -143,9 +148,10 @@ def test_rows_that_are_missing_stop_the_run(
     folder: str, kind: Kind, counts: dict[str, Any], rows: int, says: str
 ) -> None:
     """In the counts or in the files; and then nothing is published."""
-    with pytest.raises(IncompleteError, match=says) as caught:
+    with pytest.raises(IncompleteError) as caught:
         publish(folder, kind=kind, config={}, inputs=[], counts=counts, files=files_of(rows))
-    assert "Nothing was published" in str(caught.value)
+    assert says in str(caught.value)
+    assert str(caught.value).endswith("Nothing was published.")
     assert not storage.exists(storage.join(folder, "manifest.json"))
 
 

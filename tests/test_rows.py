@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from scar_core.errors import SchemaError
@@ -146,6 +146,7 @@ def test_a_table_without_rows_has_no_pairs() -> None:
 RAW = st.one_of(st.none(), st.binary(max_size=12), st.text(max_size=12).map(str.encode))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(RAW, RAW), max_size=20), st.integers(1, 20))
 def test_no_row_vanishes(rows: list[tuple[bytes | None, bytes | None]], limit: int) -> None:
     """Every row is kept with a hash or quarantined with a reason, and keeps its place."""
@@ -185,6 +186,7 @@ def test_the_content_hash_is_what_it_always_was() -> None:
     assert SIDECAR_SCHEMA.field("content_hash").type.byte_width == HASH_BYTES
 
 
+@settings(deadline=None)
 @given(st.text(), st.text(), st.text(), st.text())
 def test_different_pairs_have_different_hashes(a: str, b: str, c: str, d: str) -> None:
     """Also those that read the same when put together."""

@@ -16,7 +16,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scar_core import storage
@@ -364,6 +364,7 @@ def test_a_path_in_a_manifest_survives_a_move(tmp_path: Path) -> None:
     assert storage.locate(text, base="/moved/out/run") == "/moved/pool/a b/ü.parquet"
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.text("ab é.%?#@", min_size=1).filter(lambda s: s not in {".", ".."}), min_size=1),
     st.lists(st.text("ab", min_size=1), min_size=1),
