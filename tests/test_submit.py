@@ -40,6 +40,9 @@ def head_node(environment: dict[str, str], folder: Path) -> Iterator[str]:
         "port": free_port(),
         "dashboard-host": "127.0.0.1",
         "dashboard-port": dashboard,
+        # Fixed by default, and taken by any other Ray of this machine: jobs find no agent then.
+        "dashboard-agent-listen-port": free_port(),
+        "ray-client-server-port": free_port(),
         "num-cpus": 3,
         "object-store-memory": 200_000_000,
         "temp-dir": folder,
