@@ -23,6 +23,7 @@ from scar_core.manifest import (
     read_manifest,
     write_pointer,
 )
+from scar_core.pool import PoolFile, open_pool
 from scar_core.rows import PairColumns
 from scar_core.sidecars import (
     ScoringKey,
@@ -31,7 +32,7 @@ from scar_core.sidecars import (
     sidecar_entry,
     total_quarantined,
 )
-from scar_core.units import PoolFile, Unit, UnitConfig, open_pool, plan_units
+from scar_core.units import Unit, UnitConfig, plan_units
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

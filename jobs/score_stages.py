@@ -24,12 +24,14 @@ from scar_core.errors import IncompleteError
 from scar_core.precision import Rescored, write_rescored
 from scar_core.rows import SIDECAR_SCHEMA, PairColumns, check_pairs
 from scar_core.sidecars import ScoringKey, Sidecar, write_sidecar
-from scar_core.units import PoolFile, Unit, read_ranges
+from scar_core.units import Unit, read_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+    from scar_core.pool import PoolFile
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from scar_core.manifest import (
     read_manifest,
     to_json,
 )
+from scar_core.pool import PoolFile, open_file
 from scar_core.radix import merge_surveys
 from scar_core.report import QUANTILES, render, shorten
 from scar_core.rows import PairColumns
@@ -40,7 +41,7 @@ from scar_core.selection import (
     merge_extremes,
     parse_keep,
 )
-from scar_core.units import PoolFile, Unit, open_file, read_ranges
+from scar_core.units import Unit, read_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

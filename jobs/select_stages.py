@@ -35,12 +35,14 @@ from scar_core.precision import (
 )
 from scar_core.radix import Cut, Survey, histograms, survey
 from scar_core.selection import Extremes, extremes
-from scar_core.units import PoolFile, Unit, read_ranges
+from scar_core.units import Unit, read_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    from scar_core.pool import PoolFile
 
     Rows = dict[int, NDArray[np.int32]]
     """Offsets within a unit, by its ordinal."""

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("scar_curate")
 
 LOG_NAME = "training.json"
-"""Beside the ranker: every step's loss, every epoch's progress."""
+"""Beside the ranker: every epoch's progress, every step's loss and gradient norm."""
 
 _Part = TypeVar("_Part")
 
@@ -182,7 +182,11 @@ def write(config: TrainConfig, prepared: Prepared, trained: Trained) -> dict[str
         epochs=len(trained.epochs),
     )
     names = save_ranker(folder, prepared.ranker, prepared.tokenizer, card=card)
-    log = {"losses": trained.losses, "epochs": [epoch._asdict() for epoch in trained.epochs]}
+    log = {
+        "epochs": [epoch._asdict() for epoch in trained.epochs],
+        "losses": trained.losses,
+        "gradient_norms": trained.gradient_norms,
+    }
     storage.write_bytes(storage.join(folder, LOG_NAME), to_json(log))
     return publish(
         folder,

@@ -70,6 +70,8 @@ class Trained(NamedTuple):
     epochs: list[Progress]
     losses: list[float]
     """One per step, of the whole batch."""
+    gradient_norms: list[float]
+    """One per step, L2 over all parameters, before it is clipped."""
 
 
 def count_steps(rows: int, config: TrainingConfig) -> int:
@@ -115,7 +117,7 @@ def train(
         if best is None or accuracy is None or accuracy > (best.validation_accuracy or 0):
             weights = _copy_weights(ranker) if accelerator.is_main_process else None
             best = Best(epoch, accuracy, weights, score_QR)
-    return Trained(best, epochs, trainer.losses)
+    return Trained(best, epochs, trainer.losses, trainer.gradient_norms)
 
 
 def _copy_weights(ranker: Ranker) -> dict[str, NDArray[Any]]:

@@ -143,6 +143,7 @@ class Trainer:
         self.schedule = linear_schedule(optimizer, steps=steps, warmup_share=config.warmup_share)
         self.model, self.optimizer = accelerator.prepare(QuadrupleLoss(ranker, loss), optimizer)
         self.losses: list[float] = []
+        self.gradient_norms: list[float] = []
         self._tokens_Q = data.tokens_Q
 
     def step(self, rows_B: NDArray[np.int64]) -> float:
@@ -165,6 +166,7 @@ class Trainer:
         self.schedule.step()
         self.optimizer.zero_grad()
         self.losses.append(loss)
+        self.gradient_norms.append(norm)
         return loss
 
     def _accumulate(self, rows_B: NDArray[np.int64]) -> float:

@@ -20,21 +20,11 @@ import pyarrow.parquet as pq
 
 from scar_core import storage
 from scar_core.errors import RunError
-from scar_core.pool import PoolFile, RowGroup, open_file, open_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = [  # with what the jobs need of `pool`
-    "PoolFile",
-    "RowGroup",
-    "Unit",
-    "UnitConfig",
-    "open_file",
-    "open_pool",
-    "plan_units",
-    "read_ranges",
-]
+    from scar_core.pool import PoolFile, RowGroup
 
 # A row group of 600 MB is read in 24 MB with a buffer for each column, and no slower; pyarrow's
 # default, to fetch all of a row group first, takes 610.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 
@@ -19,6 +20,7 @@ os.environ.update(
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +37,18 @@ def ray_session() -> Iterator[None]:
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         yield
     os.environ.pop("RAY_ADDRESS", None)
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A new folder on this machine, and one in fsspec's memory, as in an object store."""
+    import fsspec  # noqa: PLC0415
+
+    if request.param == "local":
+        yield str(tmp_path / "folder")
+        return
+    url = f"memory://{uuid4().hex}"
+    yield url
+    memory = fsspec.filesystem("memory")
+    if memory.exists(url):
+        memory.rm(url, recursive=True)

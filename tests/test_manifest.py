@@ -8,9 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
-import fsspec
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -32,24 +30,10 @@ from scar_core.manifest import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 SCORES = {"rows_in": 10, "scored": 7, "quarantined": {"too_large": 1, "response_null": 2}}
 SELECTION = {**SCORES, "selected": 3, "not_selected": 4}
-
-
-@pytest.fixture(params=["local", "memory"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A folder on this machine, and one in what stands in for an object store."""
-    if request.param == "local":
-        yield str(tmp_path / "run")
-        return
-    url = f"memory://{uuid4().hex}"
-    yield url
-    memory = fsspec.filesystem("memory")
-    if memory.exists(url):
-        memory.rm(url, recursive=True)
 
 
 def files_of(rows: int) -> list[dict[str, Any]]:

@@ -93,17 +93,20 @@ def by_workers(place: Path, ray_session: None) -> dict[int, str]:
     return rankers
 
 
-def losses(ranker: str) -> list[float]:
-    """Every step's loss."""
+def curve(ranker: str, name: str = "losses") -> list[float]:
+    """Every step's loss, or every step's `gradient_norms`."""
     log: dict[str, Any] = json.loads(storage.read_bytes(f"{ranker}/training.json"))
-    return list(log["losses"])
+    return list(log[name])
 
 
 def test_two_workers_and_one_follow_the_same_loss_curve(by_workers: dict[int, str]) -> None:
     """Batches of three: one worker has two of them, and more backward passes than the other."""
-    alone, together = losses(by_workers[1]), losses(by_workers[2])
+    alone, together = curve(by_workers[1]), curve(by_workers[2])
     assert len(alone) == len(together) > 10
     assert together == pytest.approx(alone, abs=1e-4)
+    # AdamW does not mind a gradient of the wrong length, so the losses would not tell.
+    norms = (curve(ranker, "gradient_norms") for ranker in by_workers.values())
+    assert next(norms) == pytest.approx(next(norms), rel=1e-2)
     assert alone[-1] < 0.9 * alone[0], "a curve that does not move would prove nothing"
 
 
@@ -214,7 +217,7 @@ def test_the_command_prints_progress_and_the_table(
     assert "direct>human" in printed
     assert "epoch 1, step 6 of 6: loss" in caplog.text
     # Six steps have another schedule than all of them, but they start alike.
-    assert losses(str(out))[0] == pytest.approx(losses(by_workers[1])[0], abs=1e-4)
+    assert curve(str(out))[0] == pytest.approx(curve(by_workers[1])[0], abs=1e-4)
 
 
 def test_a_sample_is_counted(place: Path) -> None:
@@ -324,9 +327,9 @@ def test_real_quadruples_train_a_real_encoder(tmp_path: Path) -> None:
             workers=2,
         )
     )
-    curve = losses(str(tmp_path / "ranker"))
-    assert len(curve) == 4
-    assert np.isfinite(curve).all()
+    losses = curve(str(tmp_path / "ranker"))
+    assert len(losses) == 4
+    assert np.isfinite(losses).all()
     assert manifest["counts"]["quarantined"] == {"fewer_than_two_responses": 191}
     scores = Scorer.load(str(tmp_path / "ranker")).score([("Why?", "Because."), ("Why?", "No.")])
     assert scores[0] != scores[1]

@@ -133,9 +133,10 @@ def one_by_one(ranker: Ranker, tokenizer: Any, row: Quadruple) -> list[Any]:  # 
     return outputs
 
 
-def test_responses_are_judged_as_if_each_were_alone() -> None:
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert"])
+def test_responses_are_judged_as_if_each_were_alone(model_type: str) -> None:
     """Sorting, padding, sharing an instruction and missing responses move nothing."""
-    ranker, tokenizer = tiny_ranker()
+    ranker, tokenizer = tiny_ranker(model_type)
     rows = quadruples()
     data = tokenized(rows, tokenizer)
     with torch.no_grad():
@@ -252,6 +253,24 @@ def test_max_steps_stops_in_the_middle_of_an_epoch() -> None:
     assert told[0].loss == pytest.approx(np.mean(trained.losses[:2]))
     assert told[1].loss == trained.losses[2]
     assert told[1].seconds_left == 0
+
+
+def test_steps_are_those_of_a_plain_torch_loop() -> None:
+    """Three steps written out: zero, backward, clip, AdamW, schedule; the same ranker after."""
+    training, (plain, tokenizer) = trainer(learning_rate=1e-3), tiny_ranker()
+    model = QuadrupleLoss(plain, LossConfig())
+    data = tokenized(quadruples(), tokenizer)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3)
+    schedule = get_linear_schedule_with_warmup(optimizer, 1, 10)
+    for rows_B in (np.arange(4), np.arange(4, 12), np.arange(3, 6)):
+        training.step(rows_B)
+        optimizer.zero_grad()
+        torch.autograd.backward(model(make_batch(data, rows_B)).total)
+        nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    for name, value in training.ranker.state_dict().items():
+        torch.testing.assert_close(value, plain.state_dict()[name], atol=1e-4, rtol=0)
 
 
 def test_a_frozen_encoder_stays_as_it_was() -> None:
