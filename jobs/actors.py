@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
     from jobs.score_stages import ReadTask
-    from scar_core.rows import PairColumns
+    from scar_core.pool.rows import PairColumns
 
 logger = logging.getLogger("scar_curate")
 

@@ -12,7 +12,7 @@ from jobs.score import ScoreConfig, make_plan, score
 from jobs.select_rows import SelectOptions, check_score_column, open_scores, rescorer_of, select
 from scar_core import storage
 from scar_core.manifest import MANIFEST_NAME, new_run_id, write_pointer
-from scar_core.report import render
+from scar_core.selection.report import render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ from jobs import pipeline
 from jobs import select_stages as stages
 from jobs.actors import WRITER_CPUS, ActorConfig, scored_units
 from scar_core.errors import RunError
-from scar_core.precision import SAMPLE_ROWS, Errors, list_rescored
+from scar_core.selection.precision import SAMPLE_ROWS, Errors, list_rescored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from jobs.select_stages import ScoredUnit
-    from scar_core.rows import PairColumns
+    from scar_core.pool.rows import PairColumns
 
     Rows = dict[int, NDArray[np.int32]]
     """Rows to score again: offsets within the unit, by its ordinal."""

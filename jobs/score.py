@@ -23,22 +23,22 @@ from scar_core.manifest import (
     read_manifest,
     write_pointer,
 )
-from scar_core.pool import PoolFile, open_pool
-from scar_core.rows import PairColumns
-from scar_core.sidecars import (
+from scar_core.pool.files import PoolFile, open_pool
+from scar_core.pool.rows import PairColumns
+from scar_core.pool.sidecars import (
     ScoringKey,
     Sidecar,
     find_finished,
     sidecar_entry,
     total_quarantined,
 )
-from scar_core.units import Unit, UnitConfig, plan_units
+from scar_core.pool.units import Unit, UnitConfig, plan_units
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from jobs.score_stages import ScoredSidecar
-    from scar_core.model import RankerConfig
+    from scar_core.ranker.model import RankerConfig
 
 logger = logging.getLogger("scar_curate")
 
@@ -100,7 +100,7 @@ def resolved_precision(config: ScoreConfig) -> Literal["fp32", "bf16"]:
     """What `auto` means for these actors; CPUs are taken to be like this machine's."""
     import torch  # noqa: PLC0415
 
-    from scar_core.linears import bf16_is_native  # noqa: PLC0415 - torch
+    from scar_core.ranker.linears import bf16_is_native  # noqa: PLC0415 - torch
 
     if config.precision != "auto":
         return config.precision
@@ -112,8 +112,8 @@ def readable_tokens(asked: int, ranker: RankerConfig, *, where: str) -> int:
     """Tokens of a text that the encoder can read, at most as many as are asked for."""
     import torch  # noqa: PLC0415
 
-    from scar_core.encoders import empty_encoder, encoder_config  # noqa: PLC0415 - torch
-    from scar_core.packing import longest_text  # noqa: PLC0415 - torch
+    from scar_core.ranker.encoders import empty_encoder, encoder_config  # noqa: PLC0415 - torch
+    from scar_core.ranker.packing import longest_text  # noqa: PLC0415 - torch
 
     with torch.device("meta"):  # the shape of the encoder, without its memory
         encoder = empty_encoder(encoder_config(ranker.encoder_config, where=where))
@@ -129,7 +129,7 @@ def make_plan(config: ScoreConfig) -> Plan:
     Raises:
         InputError: the pool or the ranker needs fixing.
     """
-    from scar_core.checkpoint import check_ranker, ranker_fingerprint  # noqa: PLC0415 - torch
+    from scar_core.ranker.checkpoint import check_ranker, ranker_fingerprint  # noqa: PLC0415 - torch
 
     ranker = check_ranker(config.ranker)
     files = open_pool(config.pool, config)

@@ -19,19 +19,19 @@ import numpy as np
 import pyarrow as pa
 
 from jobs import pipeline
-from scar_core.encoding import TextTokenizer, TokenRows
 from scar_core.errors import IncompleteError
-from scar_core.precision import Rescored, write_rescored
-from scar_core.rows import SIDECAR_SCHEMA, PairColumns, check_pairs
-from scar_core.sidecars import ScoringKey, Sidecar, write_sidecar
-from scar_core.units import Unit, read_ranges
+from scar_core.pool.rows import SIDECAR_SCHEMA, PairColumns, check_pairs
+from scar_core.pool.sidecars import ScoringKey, Sidecar, write_sidecar
+from scar_core.pool.units import Unit, read_ranges
+from scar_core.ranker.encoding import TextTokenizer, TokenRows
+from scar_core.selection.precision import Rescored, write_rescored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from scar_core.pool import PoolFile
+    from scar_core.pool.files import PoolFile
 
 
 @dataclass(frozen=True, kw_only=True)

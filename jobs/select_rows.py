@@ -28,11 +28,10 @@ from scar_core.manifest import (
     read_manifest,
     to_json,
 )
-from scar_core.pool import PoolFile, open_file
-from scar_core.radix import merge_surveys
-from scar_core.report import QUANTILES, render, shorten
-from scar_core.rows import PairColumns
-from scar_core.selection import (
+from scar_core.pool.files import PoolFile, open_file
+from scar_core.pool.rows import PairColumns
+from scar_core.pool.units import Unit, read_ranges
+from scar_core.selection.keep import (
     Decision,
     Extremes,
     Keep,
@@ -41,7 +40,8 @@ from scar_core.selection import (
     merge_extremes,
     parse_keep,
 )
-from scar_core.units import Unit, read_ranges
+from scar_core.selection.radix import merge_surveys
+from scar_core.selection.report import QUANTILES, render, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from jobs.select_stages import Told
-    from scar_core.order import Placed, Prefix
-    from scar_core.radix import Counts, Cut
+    from scar_core.selection.order import Placed, Prefix
+    from scar_core.selection.radix import Counts, Cut
 
 logger = logging.getLogger("scar_curate")
 
@@ -250,7 +250,7 @@ def rescorer_of(scores: Scores, actors: ActorConfig, *, ranker: str | None = Non
     place = ranker or storage.locate(named, base=scores.folder)
     place = place if storage.is_folder(place) else named
     if key["precision"] != "fp32":
-        from scar_core.checkpoint import ranker_fingerprint  # noqa: PLC0415 - torch
+        from scar_core.ranker.checkpoint import ranker_fingerprint  # noqa: PLC0415 - torch
 
         if ranker_fingerprint(place) != key["ranker"]:
             raise InputError(

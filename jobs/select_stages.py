@@ -23,8 +23,10 @@ import pyarrow.parquet as pq
 
 from scar_core import storage
 from scar_core.errors import IncompleteError
-from scar_core.order import Prefix, SidecarColumns
-from scar_core.precision import (
+from scar_core.pool.units import Unit, read_ranges
+from scar_core.selection.keep import Extremes, extremes
+from scar_core.selection.order import Prefix, SidecarColumns
+from scar_core.selection.precision import (
     Errors,
     Rescored,
     errors_of,
@@ -33,16 +35,14 @@ from scar_core.precision import (
     rows_near,
     sample_rows,
 )
-from scar_core.radix import Cut, Survey, histograms, survey
-from scar_core.selection import Extremes, extremes
-from scar_core.units import Unit, read_ranges
+from scar_core.selection.radix import Cut, Survey, histograms, survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from scar_core.pool import PoolFile
+    from scar_core.pool.files import PoolFile
 
     Rows = dict[int, NDArray[np.int32]]
     """Offsets within a unit, by its ordinal."""

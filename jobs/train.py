@@ -18,14 +18,14 @@ from jobs import cli
 from jobs.train_inputs import Prepared, TrainConfig, prepare
 from jobs.train_worker import WorkerTask, train_worker
 from scar_core import storage
-from scar_core.accuracy import AccuracyRow, accuracy_rows, accuracy_table
-from scar_core.card import model_card
-from scar_core.checkpoint import save_ranker
-from scar_core.epochs import Progress, Trained, count_steps
 from scar_core.errors import NonFiniteError, RunError
-from scar_core.losses import LossConfig
 from scar_core.manifest import MANIFEST_NAME, describe_file, publish, to_json
-from scar_core.training import TrainingConfig
+from scar_core.ranker.checkpoint import save_ranker
+from scar_core.training.accuracy import AccuracyRow, accuracy_rows, accuracy_table
+from scar_core.training.card import model_card
+from scar_core.training.epochs import Progress, Trained, count_steps
+from scar_core.training.losses import LossConfig
+from scar_core.training.trainer import TrainingConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

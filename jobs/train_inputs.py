@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scar_core import storage
-from scar_core.batches import gate_quadruples, tokenize_quadruples
-from scar_core.checkpoint import new_ranker
-from scar_core.encoding import TextTokenizer
-from scar_core.epochs import Sides
 from scar_core.errors import InputError
-from scar_core.losses import GateConfig, LossConfig
 from scar_core.manifest import check_unpublished
-from scar_core.packing import longest_text
-from scar_core.quadruple_files import QuadrupleInput, read_quadruples
-from scar_core.quadruples import CheckedQuadruples, Quadruple, QuadrupleColumns
-from scar_core.split import SplitConfig, sample, split_by_instruction
-from scar_core.training import TrainingConfig
+from scar_core.ranker.checkpoint import new_ranker
+from scar_core.ranker.encoding import TextTokenizer
+from scar_core.ranker.packing import longest_text
+from scar_core.training.batches import gate_quadruples, tokenize_quadruples
+from scar_core.training.epochs import Sides
+from scar_core.training.losses import GateConfig, LossConfig
+from scar_core.training.quadruple_files import QuadrupleInput, read_quadruples
+from scar_core.training.quadruples import CheckedQuadruples, Quadruple, QuadrupleColumns
+from scar_core.training.split import SplitConfig, sample, split_by_instruction
+from scar_core.training.trainer import TrainingConfig
 
 if TYPE_CHECKING:
-    from scar_core.batches import GatedQuadruples, TokenizedQuadruples
-    from scar_core.model import Ranker
+    from scar_core.ranker.model import Ranker
+    from scar_core.training.batches import GatedQuadruples, TokenizedQuadruples
 
 logger = logging.getLogger("scar_curate")
 

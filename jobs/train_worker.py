@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scar_core.epochs import Progress, Sides, Trained, train
 from scar_core.errors import NonFiniteError
+from scar_core.training.epochs import Progress, Sides, Trained, train
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
 
-    from scar_core.losses import LossConfig
-    from scar_core.training import TrainingConfig
+    from scar_core.training.losses import LossConfig
+    from scar_core.training.trainer import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

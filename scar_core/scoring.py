@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 import numpy as np
 import torch
 
-from scar_core.attention import use_packed_attention
-from scar_core.encoding import TextTokenizer, TokenRows
 from scar_core.errors import InputError, RunError
-from scar_core.linears import Library, bf16_is_native, fastest_library, use_linears
-from scar_core.model import Ranker, TextFeatures
-from scar_core.packing import (
+from scar_core.ranker.attention import use_packed_attention
+from scar_core.ranker.encoding import TextTokenizer, TokenRows
+from scar_core.ranker.linears import Library, bf16_is_native, fastest_library, use_linears
+from scar_core.ranker.model import Ranker, TextFeatures
+from scar_core.ranker.packing import (
     Encode,
     encode_packed,
     encode_padded,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scar_core.checkpoint import LoadedRanker
+    from scar_core.ranker.checkpoint import LoadedRanker
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class Scorer:
         Raises:
             RankerError: The path holds no ranker that this version can load.
         """
-        from scar_core.checkpoint import load_ranker  # noqa: PLC0415
+        from scar_core.ranker.checkpoint import load_ranker  # noqa: PLC0415
 
         return cls(load_ranker(path), config=config, device=device)
 

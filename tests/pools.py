@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scar_core import storage
-from scar_core.pool import PoolFile, open_file, open_pool
-from scar_core.rows import PairColumns
-from scar_core.units import Unit, UnitConfig, plan_units
+from scar_core.pool.files import PoolFile, open_file, open_pool
+from scar_core.pool.rows import PairColumns
+from scar_core.pool.units import Unit, UnitConfig, plan_units
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

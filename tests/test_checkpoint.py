@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scar_core.checkpoint import (
+from scar_core.errors import RankerError
+from scar_core.ranker.checkpoint import (
     check_ranker,
     load_ranker,
     new_ranker,
     ranker_fingerprint,
     save_ranker,
 )
-from scar_core.errors import RankerError
 from tests.tiny import (
     MODEL_TYPES,
     cut_weights,

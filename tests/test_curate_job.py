@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import cli, curate, score, select_rows
-from scar_core.rows import content_hash
+from scar_core.pool.rows import content_hash
 from scar_core.scoring import Scorer
 from tests.jobs_harness import (
     ROOT,

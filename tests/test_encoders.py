@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from scar_core.checkpoint import check_ranker, load_ranker, new_ranker, save_ranker
-from scar_core.encoders import encoder_config, read_encoder_config
 from scar_core.errors import RankerError
+from scar_core.ranker.checkpoint import check_ranker, load_ranker, new_ranker, save_ranker
+from scar_core.ranker.encoders import encoder_config, read_encoder_config
 from tests.tiny import VOCAB_SIZE, tiny_tokenizer
 
 if TYPE_CHECKING:

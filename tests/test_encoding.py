@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
-from scar_core.encoding import TextTokenizer, TokenRows
 from scar_core.errors import RankerError
+from scar_core.ranker.encoding import TextTokenizer, TokenRows
 from tests.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -132,7 +132,7 @@ def test_a_process_may_fork_after_tokenizing(tmp_path: Path) -> None:
     """No warning, no deadlock: the child tokenizes too."""
     tiny_tokenizer(tmp_path)
     script = (
-        "import os, sys; from scar_core.encoding import TextTokenizer\n"
+        "import os, sys; from scar_core.ranker.encoding import TextTokenizer\n"
         "tokenizer = TextTokenizer.load(sys.argv[1]); tokenizer.tokenize(['a'] * 2000)\n"
         "child = os.fork()\n"
         "tokenizer.tokenize(['b'] * 2000)\n"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scar_core.errors import InputError
-from scar_core.selection import Keep, KeepAbove, KeepCount, KeepShare, parse_keep
+from scar_core.selection.keep import Keep, KeepAbove, KeepCount, KeepShare, parse_keep
 
 
 @pytest.mark.parametrize(

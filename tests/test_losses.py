@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from style_ranker.utils import create_key, filter_ins_ans_pairs
 from torch import Tensor, nn
 
-from scar_core.losses import (
+from scar_core.training.losses import (
     GateConfig,
     JudgedQuadruples,
     LossConfig,
@@ -17,7 +17,7 @@ from scar_core.losses import (
     loss_counts,
     quadruple_loss,
 )
-from scar_core.quadruples import DIRECT, HUMAN, PAIR_KINDS, REFERENCED, ROLES
+from scar_core.training.quadruples import DIRECT, HUMAN, PAIR_KINDS, REFERENCED, ROLES
 
 ALL_KEPT = torch.ones(1, 3, dtype=torch.bool)
 NO_REGULARISER = LossConfig(regulariser_weight=0)

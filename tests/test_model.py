@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scar_core.model import Ranker, RankerConfig, TextFeatures
+from scar_core.ranker.model import Ranker, RankerConfig, TextFeatures
 from tests.tiny import tiny_ranker
 
 PAIRS = (

@@ -10,9 +10,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from scar_core import attention, packing
-from scar_core.attention import ATTENTION, layout_of, use_packed_attention
-from scar_core.packing import (
+from scar_core.ranker import attention, packing
+from scar_core.ranker.attention import ATTENTION, layout_of, use_packed_attention
+from scar_core.ranker.packing import (
     encode_packed,
     encode_padded,
     fault_of,
@@ -24,7 +24,7 @@ from tests.tiny import MODEL_TYPES, pad_id, tiny_ranker
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scar_core.model import Ranker, TextFeatures
+    from scar_core.ranker.model import Ranker, TextFeatures
 
 PACKED_TYPES = [name for name in MODEL_TYPES if name != "mpnet"]
 LENGTHS_N = np.array([90, 37, 37, 20, 7, 2, 1, 1])

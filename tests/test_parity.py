@@ -17,8 +17,8 @@ from style_ranker.ranker.config import StyleRankerConfig
 from style_ranker.ranker.model import StyleRanker
 from transformers import AutoTokenizer
 
-from scar_core.checkpoint import check_ranker, load_ranker, new_ranker, save_ranker
-from scar_core.encoding import TextTokenizer
+from scar_core.ranker.checkpoint import check_ranker, load_ranker, new_ranker, save_ranker
+from scar_core.ranker.encoding import TextTokenizer
 from tests.tiny import tiny_encoder, tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scar_core.model import Ranker
+    from scar_core.ranker.model import Ranker
 
 ROOT = Path(__file__).parents[1]
 POOLS = ("pool_human", "pool_llm_misc", "pool_t0_50k")

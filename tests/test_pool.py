@@ -14,8 +14,8 @@ import pytest
 
 from scar_core import storage
 from scar_core.errors import InputError, RunError, SchemaError
-from scar_core.pool import open_pool
-from scar_core.units import UnitConfig, plan_units, read_ranges
+from scar_core.pool.files import open_pool
+from scar_core.pool.units import UnitConfig, plan_units, read_ranges
 from tests.pools import COLUMNS, planned, texts, write
 
 # Names

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs import cli, score, select_rows
-from scar_core.order import SidecarColumns
-from scar_core.precision import (
+from scar_core.pool.rows import SIDECAR_SCHEMA
+from scar_core.selection.order import SidecarColumns
+from scar_core.selection.precision import (
     Errors,
     Rescored,
     effective_scores,
@@ -20,7 +21,6 @@ from scar_core.precision import (
     rows_near,
     sample_rows,
 )
-from scar_core.rows import SIDECAR_SCHEMA
 from tests.jobs_harness import manifest_of, rows_of, write_pool
 from tests.tiny import tiny_ranker_dir
 

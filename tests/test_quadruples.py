@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scar_core.errors import InputError, SchemaError
-from scar_core.quadruple_files import read_quadruples
-from scar_core.quadruples import (
+from scar_core.training.quadruple_files import read_quadruples
+from scar_core.training.quadruples import (
     PAIR_KINDS,
     Quadruple,
     QuadrupleColumns,
     Response,
     check_quadruples,
 )
-from scar_core.split import SplitConfig, sample, split_by_instruction
+from scar_core.training.split import SplitConfig, sample, split_by_instruction
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "quads_dev.jsonl.gz"
 COLUMNS = QuadrupleColumns()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from scar_core.checkpoint import check_ranker, load_ranker, ranker_fingerprint
 from scar_core.errors import RankerError
+from scar_core.ranker.checkpoint import check_ranker, load_ranker, ranker_fingerprint
 from tests.tiny import cut_weights, edit_json, edit_weights, tiny_ranker_dir
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scar_core import storage
-from scar_core import units as units_module
 from scar_core.errors import RunError
-from scar_core.pool import RowGroup
-from scar_core.units import read_ranges
+from scar_core.pool import units as units_module
+from scar_core.pool.files import RowGroup
+from scar_core.pool.units import read_ranges
 from tests.pools import open_one, texts, write
 
 if TYPE_CHECKING:

@@ -22,11 +22,31 @@ CONFIGS = {
 }
 
 
-def rooms_of(package: str) -> list[str]:
-    """The modules that the README's tree lists below a package, in its order."""
+def rooms_of(package: str) -> dict[str, str]:
+    """What the README's tree says of each module below a package, in its order: `pool/rows`."""
     block = re.search(rf"^{package}/\n((?:  .*\n)+)", README, re.MULTILINE)
     assert block, f"the README has no tree of {package}/"
-    return re.findall(r"^  (\w+)\.py", block[1], re.MULTILINE)
+    rooms, folder = {}, ""
+    for indent, name, kind, told in re.findall(
+        r"^( +)(\w+)(\.py|/) +(.*)$", block[1], re.MULTILINE
+    ):
+        folder = folder if len(indent) > len("  ") else ""
+        if kind == "/":
+            folder = f"{name}/"
+        else:
+            rooms[folder + name] = told
+    return rooms
+
+
+def modules_of(package: str) -> dict[str, Path]:
+    """By name below the package, as in the tree, the files on disk."""
+    top = ROOT / package
+    return {
+        str(path.relative_to(top).with_suffix("")): path
+        for path in top.rglob("*.py")
+        # A folder's own docstring is no room; what runs a folder as a program is.
+        if path.parent == top or path.name != "__init__.py"
+    }
 
 
 def imports_of(path: Path) -> set[str]:
@@ -43,23 +63,33 @@ def imports_of(path: Path) -> set[str]:
 @pytest.mark.parametrize("package", ["scar_core", "jobs"])
 def test_the_tree_lists_every_module_once(package: str) -> None:
     """No room without a line, no line without a room."""
-    on_disk = sorted(path.stem for path in (ROOT / package).glob("*.py"))
-    assert sorted(rooms_of(package)) == on_disk
+    assert sorted(rooms_of(package)) == sorted(modules_of(package))
 
 
 def test_core_modules_import_only_from_lines_above_their_own() -> None:
     """The tree can be read from top to bottom."""
-    rooms = rooms_of("scar_core")
+    rooms = list(rooms_of("scar_core"))
     for index, room in enumerate(rooms):
-        below = {f"scar_core.{name}" for name in rooms[index:]}
+        below = {f"scar_core.{name.replace('/', '.')}" for name in rooms[index:]}
         assert not imports_of(ROOT / f"scar_core/{room}.py") & below, room
+
+
+@pytest.mark.parametrize("folder", ["pool", "ranker", "training", "selection"])
+def test_a_folder_lists_its_rooms_in_the_readmes_words(folder: str) -> None:
+    """One order and one sentence per room, told twice and never differently."""
+    own = (ROOT / f"scar_core/{folder}/__init__.py").read_text("utf-8")
+    told = re.findall(r"^(\w+) +(\S.*)$", own.partition("\n\n")[2], re.MULTILINE)
+    rooms = rooms_of("scar_core").items()
+    assert told == [
+        (name[len(folder) + 1 :], line) for name, line in rooms if name.startswith(f"{folder}/")
+    ]
 
 
 def test_the_core_knows_no_cluster() -> None:
     """A notebook can use the core without Ray."""
-    for path in (ROOT / "scar_core").glob("*.py"):
-        tops = {name.split(".")[0] for name in imports_of(path)}
-        assert not tops & {"ray", "jobs"}, path.name
+    for name, path in modules_of("scar_core").items():
+        tops = {imported.split(".")[0] for imported in imports_of(path)}
+        assert not tops & {"ray", "jobs"}, name
 
 
 def commands() -> list[list[str]]:

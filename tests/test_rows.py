@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from scar_core.errors import SchemaError
-from scar_core.rows import (
+from scar_core.pool.rows import (
     HASH_BYTES,
     SIDECAR_SCHEMA,
     CheckedPairs,

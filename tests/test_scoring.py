@@ -14,10 +14,10 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from scar_core import scoring
-from scar_core.checkpoint import LoadedRanker
-from scar_core.encoding import TokenRows
 from scar_core.errors import InputError, RunError
-from scar_core.model import Ranker, RankerConfig
+from scar_core.ranker.checkpoint import LoadedRanker
+from scar_core.ranker.encoding import TokenRows
+from scar_core.ranker.model import Ranker, RankerConfig
 from scar_core.scoring import Scorer, ScoringConfig
 from tests.tiny import MODEL_TYPES, tiny_ranker, tiny_ranker_dir
 

@@ -24,24 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scar_core.errors import IncompleteError, SchemaError
-from scar_core.order import (
-    BEST_SCORE_KEY,
-    DIGIT_VALUES,
-    WORST_SCORE_KEY,
-    SidecarColumns,
-    score_keys,
-    score_of,
-)
-from scar_core.radix import (
-    Counts,
-    Cut,
-    Survey,
-    histograms,
-    merge_surveys,
-    survey,
-)
-from scar_core.rows import SIDECAR_SCHEMA
-from scar_core.selection import (
+from scar_core.pool.rows import SIDECAR_SCHEMA
+from scar_core.selection.keep import (
     Decision,
     Extremes,
     Keep,
@@ -53,6 +37,22 @@ from scar_core.selection import (
     merge_extremes,
     parse_keep,
 )
+from scar_core.selection.order import (
+    BEST_SCORE_KEY,
+    DIGIT_VALUES,
+    WORST_SCORE_KEY,
+    SidecarColumns,
+    score_keys,
+    score_of,
+)
+from scar_core.selection.radix import (
+    Counts,
+    Cut,
+    Survey,
+    histograms,
+    merge_surveys,
+    survey,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scar_core.order import Prefix
+    from scar_core.selection.order import Prefix
 
 INF, NAN = math.inf, math.nan
 
@@ -563,7 +563,7 @@ def test_counts_add_up() -> None:
 def test_selecting_needs_neither_torch_nor_ray() -> None:
     """Importing selection must stay light: it runs in seconds on a driver without a GPU stack."""
     check = (
-        "import sys, scar_core.selection; "
+        "import sys, scar_core.selection.keep; "
         "sys.exit(' '.join({'torch', 'ray', 'transformers'} & sys.modules.keys()))"
     )
     result = subprocess.run(

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from scar_core import storage
 from scar_core.errors import RunError
-from scar_core.rows import HASH_BYTES, SIDECAR_SCHEMA
-from scar_core.sidecars import (
+from scar_core.pool.rows import HASH_BYTES, SIDECAR_SCHEMA
+from scar_core.pool.sidecars import (
     ScoringKey,
     Sidecar,
     find_finished,
@@ -26,7 +26,7 @@ from scar_core.sidecars import (
     total_quarantined,
     write_sidecar,
 )
-from scar_core.units import Unit
+from scar_core.pool.units import Unit
 
 if TYPE_CHECKING:
     from pathlib import Path

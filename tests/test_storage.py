@@ -20,7 +20,7 @@ from scar_core import storage
 from scar_core.errors import InputError
 
 # Each imports only pyarrow and fsspec; report and manifest not even all of that.
-LIGHT = ("local_files", "storage", "rows", "pool", "units", "sidecars", "manifest", "report")
+LIGHT = ("storage", "manifest", "pool.units", "pool.sidecars", "selection.keep", "selection.report")
 
 
 def fill(folder: str, *names: str) -> None:

@@ -72,6 +72,8 @@ def token_environment() -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return {
         **kept,
+        # As in an activated environment: a job runs the `python` that its head node finds.
+        "PATH": f"{Path(RAY).parent}{os.pathsep}{kept['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "a-token-for-this-test-alone-0123456",
     }

@@ -16,11 +16,11 @@ from jobs import cli
 from jobs.train import job, progress_line, train
 from jobs.train_inputs import TrainConfig, prepare
 from scar_core import storage
-from scar_core.checkpoint import check_ranker
-from scar_core.epochs import Progress
 from scar_core.errors import InputError
 from scar_core.manifest import describe_file, read_manifest
+from scar_core.ranker.checkpoint import check_ranker
 from scar_core.scoring import Scorer
+from scar_core.training.epochs import Progress
 from tests.tiny import tiny_encoder, tiny_tokenizer
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "quads_dev.jsonl.gz"

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
-from scar_core.accuracy import accuracy_rows, accuracy_table, mean_accuracy
-from scar_core.batches import (
+from scar_core.errors import NonFiniteError
+from scar_core.ranker.encoding import TextTokenizer
+from scar_core.training.accuracy import accuracy_rows, accuracy_table, mean_accuracy
+from scar_core.training.batches import (
     TokenizedQuadruples,
     epoch_batches,
     gate_quadruples,
@@ -23,12 +25,10 @@ from scar_core.batches import (
     share,
     tokenize_quadruples,
 )
-from scar_core.encoding import TextTokenizer
-from scar_core.epochs import Progress, Sides, Trained, count_steps, train
-from scar_core.errors import NonFiniteError
-from scar_core.losses import GateConfig, LossConfig
-from scar_core.quadruples import DIRECT, HUMAN, PAIR_KINDS, REFERENCED, Quadruple, Response
-from scar_core.training import (
+from scar_core.training.epochs import Progress, Sides, Trained, count_steps, train
+from scar_core.training.losses import GateConfig, LossConfig
+from scar_core.training.quadruples import DIRECT, HUMAN, PAIR_KINDS, REFERENCED, Quadruple, Response
+from scar_core.training.trainer import (
     QuadrupleLoss,
     Trainer,
     TrainingConfig,
@@ -40,7 +40,7 @@ from tests.tiny import tiny_ranker
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from scar_core.model import Ranker
+    from scar_core.ranker.model import Ranker
 
 FAST = TrainingConfig(epochs=3, batch_size=4, learning_rate=1e-3)
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scar_core import storage
-from scar_core.pool import PoolFile, RowGroup
-from scar_core.units import UnitConfig, plan_units
+from scar_core.pool.files import PoolFile, RowGroup
+from scar_core.pool.units import UnitConfig, plan_units
 from tests.pools import open_one, planned, texts, write
 
 if TYPE_CHECKING:

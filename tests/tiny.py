@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from scar_core.checkpoint import save_ranker
-from scar_core.model import Ranker, RankerConfig
+from scar_core.ranker.checkpoint import save_ranker
+from scar_core.ranker.model import Ranker, RankerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from scar_core.linears import OneDnnLinear
+from scar_core.ranker.linears import OneDnnLinear
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from scar_core.checkpoint import load_ranker
+from scar_core.ranker.checkpoint import load_ranker
 from scar_core.scoring import Scorer, ScoringConfig
 from tests.bench.measure import CUTS, padded_tokens, synchronize
 

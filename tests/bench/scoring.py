@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoModel, AutoTokenizer, RobertaConfig
 
-from scar_core.checkpoint import save_ranker
-from scar_core.encoding import TextTokenizer
-from scar_core.linears import cpu_has
-from scar_core.model import Ranker, RankerConfig
+from scar_core.ranker.checkpoint import save_ranker
+from scar_core.ranker.encoding import TextTokenizer
+from scar_core.ranker.linears import cpu_has
+from scar_core.ranker.model import Ranker, RankerConfig
 from tests.bench.measure import matrix_rate, useful_flops
 from tests.bench.peers import PEERS, Setup, Turn, serve
 from tests.bench.report import Round, summary, table

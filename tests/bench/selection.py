@@ -30,18 +30,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scar_core.order import DIGIT_VALUES, SidecarColumns
-from scar_core.radix import histograms, merge_surveys, survey
-from scar_core.rows import HASH_BYTES, SIDECAR_SCHEMA
-from scar_core.selection import decide, parse_keep
+from scar_core.pool.rows import HASH_BYTES, SIDECAR_SCHEMA
+from scar_core.selection.keep import decide, parse_keep
+from scar_core.selection.order import DIGIT_VALUES, SidecarColumns
+from scar_core.selection.radix import histograms, merge_surveys, survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from scar_core.order import Prefix
-    from scar_core.radix import Cut, Survey
+    from scar_core.selection.order import Prefix
+    from scar_core.selection.radix import Cut, Survey
 
 WORKERS = 2
 CHUNKS_PER_WORKER = 4

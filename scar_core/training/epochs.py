@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from scar_core.accuracy import mean_accuracy
-from scar_core.batches import epoch_batches
-from scar_core.training import Trainer, TrainingConfig
+from scar_core.training.accuracy import mean_accuracy
+from scar_core.training.batches import epoch_batches
+from scar_core.training.trainer import Trainer, TrainingConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from scar_core.batches import TokenizedQuadruples
-    from scar_core.losses import LossConfig
-    from scar_core.model import Ranker
+    from scar_core.ranker.model import Ranker
+    from scar_core.training.batches import TokenizedQuadruples
+    from scar_core.training.losses import LossConfig
 
 _REPORT_SECONDS = 15.0
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from scar_core.losses import GateConfig, gate
-from scar_core.quadruples import PAIR_KINDS, ROLES
+from scar_core.training.losses import GateConfig, gate
+from scar_core.training.quadruples import PAIR_KINDS, ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from scar_core.encoding import TextTokenizer, TokenRows
-    from scar_core.quadruples import Quadruple
+    from scar_core.ranker.encoding import TextTokenizer, TokenRows
+    from scar_core.training.quadruples import Quadruple
 
 _PADDED_TOKENS = 1024  # encoded at once: 1.16 computed tokens per real one, 1.57 with 4,096
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from scar_core.linears import cpu_has
+from scar_core.ranker.linears import cpu_has
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

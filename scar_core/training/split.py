@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scar_core.quadruples import Quadruple
+    from scar_core.training.quadruples import Quadruple
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from scar_core.encoding import first_line, quiet
 from scar_core.errors import RankerError
+from scar_core.ranker.encoding import first_line, quiet
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -17,12 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scar_core.errors import IncompleteError, SchemaError
-from scar_core.order import DIGIT_VALUES, KEY_DIGITS, SCORE_DIGITS, Prefix, score_key_of, score_of
+from scar_core.selection.order import (
+    DIGIT_VALUES,
+    KEY_DIGITS,
+    SCORE_DIGITS,
+    Prefix,
+    score_key_of,
+    score_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from scar_core.order import SidecarColumns
+    from scar_core.selection.order import SidecarColumns
 
 NAN_REASON = "score_nan"
 """Why a row with a score is not eligible, beside the reasons that sidecars name."""

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scar_core.attention import Layout, layout_of, to_device
-from scar_core.model import Ranker, TextFeatures
+from scar_core.ranker.attention import Layout, layout_of, to_device
+from scar_core.ranker.model import Ranker, TextFeatures
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scar_core.accuracy import accuracy_table
+from scar_core.training.accuracy import accuracy_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from scar_core.accuracy import AccuracyRow
+    from scar_core.training.accuracy import AccuracyRow
 
 
 def model_card(

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from scar_core import storage
 from scar_core.errors import SchemaError
-from scar_core.rows import HASH_BYTES, SIDECAR_SCHEMA
+from scar_core.pool.rows import HASH_BYTES, SIDECAR_SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,17 +19,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from scar_core.batches import make_batch, micro_batches, share
 from scar_core.errors import NonFiniteError
-from scar_core.losses import JudgedQuadruples, LossConfig, LossParts, loss_counts, quadruple_loss
-from scar_core.model import TextFeatures
+from scar_core.ranker.model import TextFeatures
+from scar_core.training.batches import make_batch, micro_batches, share
+from scar_core.training.losses import (
+    JudgedQuadruples,
+    LossConfig,
+    LossParts,
+    loss_counts,
+    quadruple_loss,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from scar_core.batches import QuadrupleBatch, TokenizedQuadruples
-    from scar_core.model import Ranker
+    from scar_core.ranker.model import Ranker
+    from scar_core.training.batches import QuadrupleBatch, TokenizedQuadruples
 
 
 @dataclass(frozen=True, kw_only=True)

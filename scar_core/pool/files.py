@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from scar_core import storage
 from scar_core.errors import InputError
-from scar_core.rows import PairColumns, check_schema
+from scar_core.pool.rows import PairColumns, check_schema
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from scar_core.errors import InputError
-from scar_core.order import DIGIT_VALUES, Placed, Prefix, score_keys
-from scar_core.radix import Cut, Radix
+from scar_core.selection.order import DIGIT_VALUES, Placed, Prefix, score_keys
+from scar_core.selection.radix import Cut, Radix
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from scar_core.order import SidecarColumns
-    from scar_core.radix import Scan, Survey
+    from scar_core.selection.order import SidecarColumns
+    from scar_core.selection.radix import Scan, Survey
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"

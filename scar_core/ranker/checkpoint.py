@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import safetensors.torch
 import torch
 
-from scar_core import encoders, ranker_files, storage
-from scar_core.encoding import load_tokenizer
+from scar_core import storage
 from scar_core.errors import RankerError
-from scar_core.model import Ranker, RankerConfig
-from scar_core.ranker_files import ALL_FILES, CONFIG, MANIFEST, WEIGHTS
+from scar_core.ranker import encoders
+from scar_core.ranker import files as ranker_files
+from scar_core.ranker.encoding import load_tokenizer
+from scar_core.ranker.files import ALL_FILES, CONFIG, MANIFEST, WEIGHTS
+from scar_core.ranker.model import Ranker, RankerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scar_core.quadruples import PAIR_KINDS
+from scar_core.training.quadruples import PAIR_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 
 from scar_core import storage
 from scar_core.errors import RunError
-from scar_core.rows import SIDECAR_SCHEMA
+from scar_core.pool.rows import SIDECAR_SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from scar_core.units import Unit
+    from scar_core.pool.units import Unit
 
 READ_THREADS = 16
 TOKEN_COLUMNS = ("instruction_tokens", "response_tokens", "cut_tokens")

@@ -19,10 +19,11 @@ import safetensors
 import safetensors.torch
 import torch
 
-from scar_core import encoders, storage
-from scar_core.encoding import TOKENIZER_FILES, first_line, local_folder
+from scar_core import storage
 from scar_core.errors import RankerError
-from scar_core.model import RankerConfig
+from scar_core.ranker import encoders
+from scar_core.ranker.encoding import TOKENIZER_FILES, first_line, local_folder
+from scar_core.ranker.model import RankerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -24,7 +24,7 @@ from scar_core.errors import RunError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from scar_core.pool import PoolFile, RowGroup
+    from scar_core.pool.files import PoolFile, RowGroup
 
 # A row group of 600 MB is read in 24 MB with a buffer for each column, and no slower; pyarrow's
 # default, to fetch all of a row group first, takes 610.

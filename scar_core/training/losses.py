@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn import functional
 
-from scar_core.quadruples import DIRECT, HUMAN, PAIR_KINDS, REFERENCED
+from scar_core.training.quadruples import DIRECT, HUMAN, PAIR_KINDS, REFERENCED
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from scar_core import storage
 from scar_core.errors import InputError
-from scar_core.quadruples import (
+from scar_core.training.quadruples import (
     ROLES,
     CheckedQuadruples,
     QuadrupleColumns,

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scar_core import storage
-from scar_core.order import SidecarColumns
+from scar_core.selection.order import SidecarColumns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

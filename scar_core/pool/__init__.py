@@ -1,0 +1,7 @@
+"""Rows to be scored: what they must be, the files they come in, the units they are counted in.
+
+rows            what a pair must be to be scored, content hash, the sidecar's columns
+files           a pool's Parquet files, footers read, columns checked
+units           a pool → units: the grain of scoring, resuming and counting
+sidecars        the scores of one unit as a small Parquet file; which are finished
+"""

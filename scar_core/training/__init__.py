@@ -1,0 +1,12 @@
+"""Quadruples to a ranker: read and checked, dealt into batches, learned from, measured.
+
+quadruples      what a quadruple must be to be trained on, checks with reasons
+quadruple_files quadruples from JSONL, JSON, Parquet or `datasets`
+split           which quadruples are trained on, by instruction, seeded
+losses          hinge, triplet regulariser, quality gate; tensors in, tensors out
+batches         quadruples as token ids, dealt into batches and shares
+accuracy        pairwise accuracy per kind and source, beside the length baseline
+trainer         one step; no files
+epochs          the epochs, told as they go, the best one kept
+card            the model card
+"""
