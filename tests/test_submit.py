@@ -138,11 +138,16 @@ def test_the_readmes_command_runs_on_a_cluster(
 
 
 def test_a_wrong_path_fails_the_job_with_exit_code_2(
-    tmp_path: Path, cluster: str, checkout: Path, token_environment: dict[str, str]
+    tmp_path: Path,
+    cluster: str,
+    checkout: Path,
+    token_environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The submitter sees FAILED, the operator the sentence, a scheduler the code."""
     from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 - reads its environment
 
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)  # else it wins over the address given here
     arguments = ["--pool", str(tmp_path / "nowhere"), "--ranker", "r", "--keep", "1"]
     command = ["python", "-m", "jobs.curate", *arguments, "--out", str(tmp_path / "out")]
     done = submit(cluster, checkout, token_environment, *command)
