@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from jobs import cli
 from jobs.score import ScoreConfig, make_plan, score
-from jobs.select_rows import SelectOptions, check_score_column, open_scores, rescorer_of, select
+from jobs.scored_pool import check_score_column, open_scores
+from jobs.select_rows import SelectOptions, rescorer_of, select
 from scar_core import storage
 from scar_core.manifest import MANIFEST_NAME, new_run_id, write_pointer
 from scar_core.selection.report import render

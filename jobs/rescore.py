@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import groupby
 from operator import add
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from jobs import pipeline
 from jobs import select_stages as stages
 from jobs.actors import WRITER_CPUS, ActorConfig, scored_units
+from jobs.passes import chunks_of
 from scar_core.errors import RunError
 from scar_core.selection.precision import SAMPLE_ROWS, Errors, list_rescored
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from jobs.passes import Judged
     from jobs.select_stages import ScoredUnit
     from scar_core.pool.rows import PairColumns
 
@@ -33,10 +35,6 @@ logger = logging.getLogger("scar_curate")
 # more at once save a round, and with it the start of the actors.
 MARGIN = 1.5
 MOST_ROUNDS = 20
-
-# Rows whose sidecars one task reads: enough that Ray's 15 ms a task do not count.
-CHUNK_ROWS = 500_000
-TASKS_PER_CPU = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,26 +89,11 @@ class Rescorer:
         return sum(pipeline.results(written))
 
 
-class Judged(Protocol):
-    """A selection by the scores that there are."""
-
-    @property
-    def eligible(self) -> int:
-        """Rows with a score."""
-
-    @property
-    def boundary(self) -> float | None:
-        """The score that separates selected rows from others; None where nothing does."""
-
-
-SomeJudged = TypeVar("SomeJudged", bound=Judged)
-
-
 def settle(
     rescorer: Rescorer,
     units: Sequence[ScoredUnit],
-    judge: Callable[[Sequence[ScoredUnit]], SomeJudged],
-) -> tuple[list[ScoredUnit], SomeJudged, dict[str, Any]]:
+    judge: Callable[[Sequence[ScoredUnit]], Judged],
+) -> tuple[list[ScoredUnit], Judged, dict[str, Any]]:
     """Score rows again until those near the boundary all are.
 
     Args:
@@ -135,10 +118,7 @@ def settle(
             current = rescorer.refresh(units)
             judged = judge(current)
         errors = reduce(add, pipeline.run(stages.errors_chunk, chunks_of(current)), Errors(0, 0.0))
-        if judged.boundary is None:
-            rows = {}
-        else:
-            rows = _find(current, stages.near_chunk, threshold=judged.boundary, bound=errors.bound)
+        rows = _near(current, judged.boundary, bound=errors.bound)
         if not rows:
             logger.info(
                 "%s rows scored again in fp32, %s of them now; largest error %.3g",
@@ -176,12 +156,3 @@ def _record(errors: Errors, new_rows: int) -> dict[str, Any]:
         "largest_error": errors.largest,
         "bound": errors.bound,
     }
-
-
-def chunks_of(units: Sequence[ScoredUnit]) -> list[list[ScoredUnit]]:
-    """The units in shares that suit the connected cluster; each task of a pass takes one."""
-    import ray  # noqa: PLC0415
-
-    tasks = max(1, round(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
-    rows = sum(scored.unit.rows for scored in units)
-    return list(stages.consecutive(units, rows=max(CHUNK_ROWS, rows // tasks)))

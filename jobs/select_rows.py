@@ -4,53 +4,30 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections import Counter
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from hashlib import sha256
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from jobs import cli, pipeline
 from jobs import select_stages as stages
 from jobs.actors import ActorConfig
-from jobs.rescore import Rescorer, chunks_of, settle
+from jobs.passes import Judged, chunks_of, judge
+from jobs.rescore import Rescorer, settle
+from jobs.scored_pool import Scores, check_score_column, open_scores
+from jobs.select_report import make_report
 from jobs.select_stages import Part, ScoredUnit
 from scar_core import storage
-from scar_core.errors import IncompleteError, InputError, SchemaError
-from scar_core.manifest import (
-    MANIFEST_NAME,
-    check_unpublished,
-    follow_pointer,
-    publish,
-    read_manifest,
-    to_json,
-)
-from scar_core.pool.files import PoolFile, open_file
-from scar_core.pool.rows import PairColumns
-from scar_core.pool.units import Unit, read_ranges
-from scar_core.selection.keep import (
-    Decision,
-    Extremes,
-    Keep,
-    KeepAbove,
-    decide,
-    merge_extremes,
-    parse_keep,
-)
-from scar_core.selection.radix import merge_surveys
-from scar_core.selection.report import QUANTILES, render, shorten
+from scar_core.errors import IncompleteError, InputError
+from scar_core.manifest import MANIFEST_NAME, check_unpublished, publish, to_json
+from scar_core.selection.keep import parse_keep
+from scar_core.selection.report import render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from jobs.select_stages import Told
-    from scar_core.selection.order import Placed, Prefix
-    from scar_core.selection.radix import Counts, Cut
+    from scar_core.selection.radix import Cut
 
 logger = logging.getLogger("scar_curate")
 
@@ -93,60 +70,6 @@ class SelectConfig(SelectOptions, ActorConfig):
         ActorConfig.__post_init__(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """Published scores, opened."""
-
-    folder: str
-    manifest: dict[str, Any]
-    columns: PairColumns
-    files: list[PoolFile]
-    units: list[ScoredUnit]
-    """In (path, row) order."""
-
-
-def open_scores(path: str) -> Scores:
-    """Open a scores directory's newest scores, and the footers of the pool they belong to.
-
-    Raises:
-        InputError: nothing is published there, or the pool changed since it was scored.
-    """
-    asked = storage.absolute(path)
-    folder = follow_pointer(asked) or asked
-    manifest = read_manifest(folder, kind="scores")
-    columns = PairColumns(
-        **{name: manifest["key"][name] for name in PairColumns.__dataclass_fields__}
-    )
-    files = [_open_pool_file(entry, folder, columns) for entry in manifest["inputs"][1]["files"]]
-    by_path = {file.path: file for file in files}
-    below = storage.locate(manifest["files_below"], base=folder)
-    units = []
-    for ordinal, entry in enumerate(manifest["files"]):
-        file = by_path[entry["pool_file"]]
-        unit = Unit(
-            path=file.path,
-            row_start=entry["row_start"],
-            rows=entry["rows"],
-            fingerprint=file.fingerprint,
-        )
-        sidecar = storage.join(below, entry["path"])
-        units.append(ScoredUnit(ordinal=ordinal, unit=unit, file=file, sidecar=sidecar))
-    return Scores(folder=folder, manifest=manifest, columns=columns, files=files, units=units)
-
-
-def _open_pool_file(entry: dict[str, Any], folder: str, columns: PairColumns) -> PoolFile:
-    url = storage.locate(entry["url"], base=folder)
-    try:
-        file = open_file(storage.stat(url), path=entry["path"], columns=columns)
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{url}: was scored and is gone. Bring it back, or score again."
-        ) from error
-    if file.fingerprint != entry["fingerprint"]:
-        raise InputError(f"{url}: changed since it was scored. Score again: only it is done anew.")
-    return file
-
-
 def select(
     scores: Scores, options: SelectOptions, rescorer: Rescorer, *, folder: str
 ) -> dict[str, Any]:
@@ -181,43 +104,10 @@ def select(
         stages.write_part, parts, folder=folder, cut=cut, score_column=options.score_column
     )
     entries = sorted(written, key=lambda entry: str(entry["path"]))
-    report = _report(scores, options, judged, told)
+    report = make_report(scores, options, judged, told)
     report["precision"] = precision
     _publish(scores, options, folder=folder, cut=cut, report=report, entries=entries)
     return report
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """A selection by the scores that there are."""
-
-    keep: Keep
-    counts: Counts
-    decision: Decision
-
-    @property
-    def eligible(self) -> int:
-        """Rows with a score."""
-        return self.counts.eligible
-
-    @property
-    def boundary(self) -> float | None:
-        """The score that separates selected rows from others; None where nothing does."""
-        if isinstance(self.keep, KeepAbove):
-            return self.keep.score
-        return None if self.decision.cut.selected == self.eligible else self.decision.cut.threshold
-
-
-def judge(units: Sequence[ScoredUnit], keep: Keep) -> Judged:
-    """Select by the units' effective scores; nothing is written."""
-    chunks = chunks_of(units)
-
-    def scan(prefixes: Sequence[Prefix]) -> NDArray[np.int64]:
-        return reduce(np.add, pipeline.run(stages.scan_chunk, chunks, prefixes=list(prefixes)))
-
-    survey = merge_surveys(pipeline.run(stages.survey_chunk, chunks))
-    decision = decide(survey, scan, keep, probabilities=QUANTILES)
-    return Judged(keep=keep, counts=survey.counts, decision=decision)
 
 
 def _settled(
@@ -267,16 +157,6 @@ def rescorer_of(scores: Scores, actors: ActorConfig, *, ranker: str | None = Non
     )
 
 
-def check_score_column(files: Sequence[PoolFile], name: str) -> None:
-    """Raise SchemaError if a file has a column of the name that is to be added."""
-    for file in files:
-        if name in file.schema.names:
-            raise SchemaError(
-                f"{file.url}: has a column {name!r} already; selected rows would have two. "
-                "Pass another name with --score-column."
-            )
-
-
 def plan_parts(units: Sequence[ScoredUnit], told: Sequence[Told], *, megabytes: int) -> list[Part]:
     """Output files of about so many megabytes, each of one schema, in (path, row) order.
 
@@ -303,86 +183,6 @@ def plan_parts(units: Sequence[ScoredUnit], told: Sequence[Told], *, megabytes: 
         )
         for index, group in enumerate(groups or [list(units[:1])])
     ]
-
-
-def _report(
-    scores: Scores,
-    options: SelectOptions,
-    judged: Judged,
-    told: Sequence[Told],
-) -> dict[str, Any]:
-    cut, counts = judged.decision.cut, judged.counts
-    of_scores = scores.manifest["counts"]
-    rows: Counter[str] = Counter()
-    selected: Counter[str] = Counter()
-    for part in told:
-        for source, (n, kept) in part.sources.items():
-            rows[source] += n
-            selected[source] += kept
-    quantiles = zip((f"{p:.0%}" for p in QUANTILES), judged.decision.quantiles, strict=False)
-    return {
-        "keep": options.keep,
-        "counts": {
-            "rows_in": counts.rows,
-            "scored": counts.eligible,
-            "selected": cut.selected,
-            "not_selected": counts.eligible - cut.selected,
-            "quarantined": counts.quarantined,
-        },
-        "threshold": cut.threshold,
-        "tokens": of_scores["tokens"],
-        "cut_tokens": of_scores["cut_tokens"],
-        "score_quantiles": dict(quantiles),
-        "sources": [
-            {"source": source, "rows": n, "selected": selected[source]}
-            for source, n in sorted(rows.items(), key=lambda item: (-item[1], item[0]))
-        ],
-        "examples": _examples(scores, merge_extremes(part.extremes for part in told)),
-    }
-
-
-def _examples(scores: Scores, found: Extremes) -> dict[str, list[dict[str, Any]]]:
-    """Best, borderline and worst rows with their texts, shortened; each row is read once."""
-    borderline = [(placed, True) for placed in found.above[-2:]]
-    borderline += [(placed, False) for placed in found.below[: 3 - len(borderline)]]
-    last_kept = found.above[-1] if found.above else None
-    groups = {
-        "best": [(placed, last_kept is not None and placed <= last_kept) for placed in found.best],
-        "borderline": borderline,
-        "worst": [(p, last_kept is not None and p <= last_kept) for p in found.worst],
-    }
-    wanted = {(p.ordinal, p.offset) for group in groups.values() for p, _ in group}
-    texts = _read_texts(scores, sorted(wanted))
-    return {
-        name: [_example(scores, p, texts[p.ordinal, p.offset], kept) for p, kept in group]
-        for name, group in groups.items()
-    }
-
-
-def _read_texts(scores: Scores, places: list[tuple[int, int]]) -> dict[tuple[int, int], list[str]]:
-    """(instruction, response) by (unit ordinal, offset in the unit); places ascending."""
-    names = [scores.columns.instruction_column, scores.columns.response_column]
-    texts = {}
-    for file, group in groupby(places, key=lambda place: scores.units[place[0]].file):
-        of_file = list(group)
-        rows = [scores.units[ordinal].unit.row_start + offset for ordinal, offset in of_file]
-        tables = read_ranges(file, [(row, row + 1) for row in rows], columns=names)
-        for place, table in zip(of_file, tables, strict=True):
-            values = [table[name].cast("binary")[0].as_py() for name in names]
-            texts[place] = [shorten(value.decode()) for value in values]
-    return texts
-
-
-def _example(scores: Scores, placed: Placed, texts: list[str], kept: bool) -> dict[str, Any]:
-    unit = scores.units[placed.ordinal].unit
-    return {
-        "path": unit.path,
-        "row": unit.row_start + placed.offset,
-        "score": placed.score,
-        "selected": kept,
-        "instruction": texts[0],
-        "response": texts[1],
-    }
 
 
 def _publish(

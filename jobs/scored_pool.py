@@ -1,0 +1,81 @@
+"""Published scores, opened: units, their sidecars, and the pool that they belong to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jobs.select_stages import ScoredUnit
+from scar_core import storage
+from scar_core.errors import InputError, SchemaError
+from scar_core.manifest import follow_pointer, read_manifest
+from scar_core.pool.files import PoolFile, open_file
+from scar_core.pool.rows import PairColumns
+from scar_core.pool.units import Unit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Published scores, opened."""
+
+    folder: str
+    manifest: dict[str, Any]
+    columns: PairColumns
+    files: list[PoolFile]
+    units: list[ScoredUnit]
+    """In (path, row) order."""
+
+
+def open_scores(path: str) -> Scores:
+    """Open a scores directory's newest scores, and the footers of the pool they belong to.
+
+    Raises:
+        InputError: nothing is published there, or the pool changed since it was scored.
+    """
+    asked = storage.absolute(path)
+    folder = follow_pointer(asked) or asked
+    manifest = read_manifest(folder, kind="scores")
+    columns = PairColumns(
+        **{name: manifest["key"][name] for name in PairColumns.__dataclass_fields__}
+    )
+    files = [_open_pool_file(entry, folder, columns) for entry in manifest["inputs"][1]["files"]]
+    by_path = {file.path: file for file in files}
+    below = storage.locate(manifest["files_below"], base=folder)
+    units = []
+    for ordinal, entry in enumerate(manifest["files"]):
+        file = by_path[entry["pool_file"]]
+        unit = Unit(
+            path=file.path,
+            row_start=entry["row_start"],
+            rows=entry["rows"],
+            fingerprint=file.fingerprint,
+        )
+        sidecar = storage.join(below, entry["path"])
+        units.append(ScoredUnit(ordinal=ordinal, unit=unit, file=file, sidecar=sidecar))
+    return Scores(folder=folder, manifest=manifest, columns=columns, files=files, units=units)
+
+
+def _open_pool_file(entry: dict[str, Any], folder: str, columns: PairColumns) -> PoolFile:
+    url = storage.locate(entry["url"], base=folder)
+    try:
+        file = open_file(storage.stat(url), path=entry["path"], columns=columns)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{url}: was scored and is gone. Bring it back, or score again."
+        ) from error
+    if file.fingerprint != entry["fingerprint"]:
+        raise InputError(f"{url}: changed since it was scored. Score again: only it is done anew.")
+    return file
+
+
+def check_score_column(files: Sequence[PoolFile], name: str) -> None:
+    """Raise SchemaError if a file has a column of the name that is to be added."""
+    for file in files:
+        if name in file.schema.names:
+            raise SchemaError(
+                f"{file.url}: has a column {name!r} already; selected rows would have two. "
+                "Pass another name with --score-column."
+            )
