@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -57,15 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         ranker = make_models("minilm", Path(folder) / "models", args).ranker
         for number in range(args.rounds):
             chosen = [pairs[i] for i in order[number * args.rows : (number + 1) * args.rows]]
+            place = Path(folder) / str(number)
             turns = [
-                lambda chosen=chosen: bare(ranker, chosen, len(cores), args.precision),
-                lambda chosen=chosen, number=number: piped(
-                    ranker, chosen, len(cores), args.precision, Path(folder) / str(number)
-                ),
+                partial(bare, ranker, chosen, len(cores), args.precision),
+                partial(piped, ranker, chosen, len(cores), args.precision, place),
             ]
             found: dict[str, float] = {}
             for turn in turns[:: 1 if number % 2 == 0 else -1]:
-                found |= turn()  # type: ignore[no-untyped-call]
+                found |= turn()
             found["ratio"] = found["pipeline_tokens_per_second"] / found["bare_tokens_per_second"]
             print("  ".join(f"{name} {value:,.3f}" for name, value in found.items()), flush=True)
             rounds.append(found)
