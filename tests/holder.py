@@ -35,7 +35,7 @@ def shifted(hours: float) -> type[datetime]:
 def job(argv: Sequence[str]) -> None:
     """Hold, and obey."""
     folder, seconds, hours = argv
-    lease.datetime = shifted(float(hours))  # type: ignore[misc]
+    lease.datetime = shifted(float(hours))  # type: ignore[attr-defined]
     with lease.held(storage.join(folder, "lease"), lease_seconds=float(seconds)):
         print("held", flush=True)
         for line in sys.stdin:
