@@ -1,12 +1,10 @@
 """One run at a time on a curation: a lease made of files that are put only where none is.
 
-    lease/terms/000000007.json    who holds it, or that it is free; the highest number counts
-    lease/alive/<holder>.json     a count that the holder raises while it lives
-
 Nothing is asked of a store but a put-if-absent and a listing that shows what was put. Terms are
 never replaced or deleted: to take the lease, to confirm it and to release it is to put the next
 term, and of all that try exactly one does. No two clocks are compared: a holder is given up when
-its count has stood still for its lease, by the watch of the one that looks on.
+its count has stood still for its lease, by the watch of the one that looks on; or at once, when
+it was a process of the same machine as that one, and is gone.
 
 What no lease can promise: a put that was sent while the lease was held and arrives after it ran
 out, in one piece later than the whole lease, is not called back.
@@ -23,12 +21,22 @@ import threading
 import time
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from scar_core import storage
-from scar_core.errors import InputError, LeaseError, LeaseLostError
+from scar_core.errors import LeaseError, LeaseLostError
+from scar_core.lease_terms import (
+    Term,
+    alive_path,
+    last_after,
+    latest_term,
+    put_term,
+    read_term,
+    sign_of_life,
+)
+from scar_core.processes import is_gone, own_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,24 +48,6 @@ BEATS_PER_LEASE = 8
 
 LOOKS_PER_LEASE = 16
 LONGEST_LOOK_SECONDS = 2.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Term:
-    """One entry of a lease's chain."""
-
-    number: int
-    """Counts up from 1."""
-    holder: str
-    """Unique to one `hold`; also names its sign of life."""
-    who: str
-    """For people: machine and process."""
-    since: str
-    """When the holder got the lease, by its own clock: told to people, compared with nothing."""
-    lease_seconds: float
-    """How long its sign of life must stand still before the lease may be taken over."""
-    free: bool = False
-    """The holder is done; the next may take the lease at once."""
 
 
 @contextmanager
@@ -147,10 +137,10 @@ class Lease:
         with self._advancing:
             while not self._lost:
                 following = replace(self._term, number=self._term.number + 1, free=free)
-                if _put(self.folder, following):
+                if put_term(self.folder, following):
                     self._term = following
                     return
-                found = _read(self.folder, following.number)
+                found = read_term(self.folder, following.number)
                 if found is not None and found.holder == following.holder:
                     self._term = found  # an earlier put of ours, whose answer was lost
                 else:
@@ -168,12 +158,12 @@ class Lease:
     def _show_life(self) -> None:
         """Raise the count until released; failures are told, `confirm` draws the conclusion."""
         beat = 0
-        path = _alive_path(self.folder, self._term)
+        path = alive_path(self.folder, self._term)
         while not self._lost and not self._done.wait(self._term.lease_seconds / BEATS_PER_LEASE):
             beat += 1
             try:
                 storage.write_bytes(path, json.dumps({"beat": beat}).encode())
-                found = _read(self.folder, self._term.number + 1)
+                found = read_term(self.folder, self._term.number + 1)
             except Exception as error:  # noqa: BLE001 - whatever it was, the next beat tries again
                 logger.warning("%s: no sign of life was stored (%s); trying again", path, error)
                 continue
@@ -191,20 +181,21 @@ def _acquire(folder: str, *, lease_seconds: float, wait: bool) -> Lease:
         number=1,
         holder=secrets.token_hex(8),
         who=f"process {os.getpid()} on {socket.gethostname()}",
+        process=own_process(),
         since="",
         lease_seconds=lease_seconds,
     )
     waited = False
-    last = _latest(folder)
+    last = latest_term(folder)
     while True:
         if last is not None and not last.free:
             waited = True
             last = _until_gone(folder, last, wait=wait)
         since = datetime.now(UTC).isoformat(timespec="seconds")
         taken = replace(own, number=last.number + 1 if last else 1, since=since)
-        if _put(folder, taken):
+        if put_term(folder, taken):
             return Lease(folder, taken, waited=waited)
-        last = _latest(folder)
+        last = latest_term(folder)
 
 
 def _until_gone(folder: str, last: Term, *, wait: bool) -> Term:
@@ -218,14 +209,17 @@ def _until_gone(folder: str, last: Term, *, wait: bool) -> Term:
     signs_of_life = 0
     while True:
         looked = time.monotonic()
-        last = _forward(folder, last)
-        state = (last, _alive(folder, last))
+        last = last_after(folder, last)
+        state = (last, sign_of_life(folder, last))
         held_by = f"{folder}: held by {last.who} since {last.since}"
         if last.free:
             return last
+        if is_gone(last.process):
+            logger.warning("%s, and its process is gone; taking over", held_by)
+            return last
         if state != seen:
             if seen is None:
-                logger.info("%s; seeing for %g s whether it lives", held_by, last.lease_seconds)
+                logger.info("%s; looking %g s for a sign of life", held_by, last.lease_seconds)
             elif not wait:
                 raise LeaseError(
                     f"{held_by}, and it is alive. Start again when it is done, or pass --wait."
@@ -239,53 +233,3 @@ def _until_gone(folder: str, last: Term, *, wait: bool) -> Term:
             logger.warning("%s, and gone without releasing it; taking over", held_by)
             return last
         time.sleep(min(LONGEST_LOOK_SECONDS, last.lease_seconds / LOOKS_PER_LEASE))
-
-
-def _latest(folder: str) -> Term | None:
-    """The term that counts, None where there was none yet."""
-    files = storage.list_files(storage.join(folder, "terms"), suffixes=(".json",))
-    if not files:
-        return None
-    number = max(int(file.path.rpartition("/")[2].partition(".")[0]) for file in files)
-    return _read(folder, number)
-
-
-def _forward(folder: str, term: Term) -> Term:
-    """The last term of a chain, from one of its terms on."""
-    while (following := _read(folder, term.number + 1)) is not None:
-        term = following
-    return term
-
-
-def _put(folder: str, term: Term) -> bool:
-    return storage.write_bytes_if_absent(
-        _term_path(folder, term.number), json.dumps(asdict(term), indent=1).encode()
-    )
-
-
-def _read(folder: str, number: int) -> Term | None:
-    path = _term_path(folder, number)
-    try:
-        return Term(**json.loads(storage.read_bytes(path)))
-    except FileNotFoundError:
-        return None
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: is no term of a lease that this version knows ({error}). When no run is "
-            f"under way, move {folder} away and start again."
-        ) from error
-
-
-def _alive(folder: str, term: Term) -> bytes:
-    try:
-        return storage.read_bytes(_alive_path(folder, term))
-    except FileNotFoundError:  # it has just started
-        return b""
-
-
-def _term_path(folder: str, number: int) -> str:
-    return storage.join(folder, "terms", f"{number:09d}.json")
-
-
-def _alive_path(folder: str, term: Term) -> str:
-    return storage.join(folder, "alive", f"{term.holder}.json")

@@ -1,6 +1,6 @@
 """A process that holds a lease and does what it is told: run by test_lease.py.
 
-    python -m tests.holder FOLDER LEASE_SECONDS CLOCK_SHIFT_HOURS
+    python -m tests.holder FOLDER LEASE_SECONDS CLOCK_SHIFT_HOURS here|elsewhere
 
 It prints `held`, then reads words from its standard input: `publish` publishes a ranker of no
 files below FOLDER, `end` ends. Its exit code is that of a job.
@@ -34,7 +34,9 @@ def shifted(hours: float) -> type[datetime]:
 
 def job(argv: Sequence[str]) -> None:
     """Hold, and obey."""
-    folder, seconds, hours = argv
+    folder, seconds, hours, where = argv
+    if where == "elsewhere":  # as if its machine were not that of the test
+        lease.own_process = lambda: ""  # type: ignore[attr-defined]
     lease.datetime = shifted(float(hours))  # type: ignore[attr-defined]
     with lease.held(storage.join(folder, "lease"), lease_seconds=float(seconds)):
         print("held", flush=True)

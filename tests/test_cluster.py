@@ -181,12 +181,15 @@ def test_each_value_stands_in_one_place(tmp_path: Path) -> None:
     for old in ("REGISTRY", "BUCKET", "REDIS_HOST", "ACCOUNT", "0 1 * * *", "UTC", "16Gi", "24Gi"):
         assert old not in text, old
     assert "iam.gke.io/a" in text
+    assert text.count('"redisAddress": "redis.example.org:6379"') == 1
     assert text.count('"schedule": "30 3 * * 6"') == text.count('"Europe/Vienna"') == 2
     for manifest in of_kuberay(documents):
         found = groups(manifest)
         assert [found[name]["maxReplicas"] for name in ("cpu", "gpu")] == [77, 77]
         cores = [container(found[name])["resources"]["limits"]["cpu"] for name in found]
         assert cores == ["3", "88", "44"]
+        images = [container(found[name])["image"].partition("/")[2] for name in found]
+        assert [image.rpartition("-")[2] for image in images] == ["cpu", "cpu", "gpu"]
         assert as_text(manifest).count("33Gi") == as_text(manifest).count("22222222222") == 3
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from jobs import cli, curate
 from scar_core import lease, storage
 from scar_core.errors import InputError, LeaseError, LeaseLostError, ScarError
 from scar_core.manifest import publish, write_pointer
+from scar_core.processes import is_gone, own_process
 from tests.fault_proxy import fault_proxy
 from tests.jobs_harness import ROOT, write_pool
 from tests.tiny import tiny_ranker_dir
@@ -46,11 +48,22 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @contextmanager
 def holder(
-    place: str, *, lease_seconds: float, clock_hours: float = 0, holds: bool = True
+    place: str,
+    *,
+    lease_seconds: float,
+    clock_hours: float = 0,
+    holds: bool = True,
+    here: bool = False,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Another process that asks for the lease of a place; by default it has got it."""
+    """Another process that asks for the lease of a place; by default it has got it.
+
+    Unless it is to be `here`, it does not let on that it is a process of this machine.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.holder", place, str(lease_seconds), str(clock_hours)],
+        [
+            *(sys.executable, "-m", "tests.holder", place, str(lease_seconds), str(clock_hours)),
+            "here" if here else "elsewhere",
+        ],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -86,6 +99,11 @@ def hold(place: str, *, wait: bool = False) -> lease.Lease:
 
 def publish_nothing(place: str) -> None:
     publish(storage.join(place, "run"), kind="ranker", config={}, inputs=[], counts={}, files=[])
+
+
+def process_of(place: str) -> str:
+    term = json.loads(storage.read_bytes(storage.join(place, "lease/terms/000000001.json")))
+    return str(term["process"])
 
 
 def terms(place: str) -> list[str]:
@@ -132,6 +150,28 @@ def test_a_holder_that_was_killed_is_superseded(place: str, clock_hours: float) 
     with holder(place, lease_seconds=SHORT, clock_hours=clock_hours) as process:
         process.send_signal(signal.SIGKILL)
         assert hold(place).waited
+
+
+def test_a_holder_that_was_killed_on_this_machine_is_not_waited_for(tmp_path: Path) -> None:
+    """Whoever kills a run and starts it again need not sit out an hour's lease."""
+    place = str(tmp_path)
+    with holder(place, lease_seconds=3600, here=True) as process:
+        process.send_signal(signal.SIGSTOP)
+        assert not is_gone(process_of(place)), "stopped is not gone"
+        process.send_signal(signal.SIGKILL)
+        assert hold(place).waited
+
+
+def test_only_processes_of_this_machine_are_known_to_be_gone() -> None:
+    """Another boot or another container has process ids of its own."""
+    own = own_process()
+    boot, namespace, pid, start = own.split()
+    assert not is_gone(own)
+    assert is_gone(f"{boot} {namespace} {pid} {int(start) + 1}"), "the id was given again"
+    assert is_gone(f"{boot} {namespace} {2**22 + 1} {start}"), "no process has such an id"
+    assert not is_gone(f"other {namespace} {2**22 + 1} {start}")
+    assert not is_gone(f"{boot} pid:[1] {2**22 + 1} {start}")
+    assert not is_gone("")
 
 
 @pytest.mark.parametrize(("place", "clock_hours"), [("local", -30), ("s3", 30)], indirect=["place"])
