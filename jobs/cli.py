@@ -92,7 +92,7 @@ def resolved(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any config datacl
 
 
 def run_job(job: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
-    """Run a job; its exit code: 0 done, 1 broke, 2 the input needs fixing.
+    """Run a job; its exit code: 0 done, 1 broke, 2 the input needs fixing, 3 another run is on it.
 
     A ScarError is one line for the operator; anything else is a bug and keeps its traceback.
     """

@@ -12,6 +12,7 @@ from jobs.score import ScoreConfig, make_plan, score
 from jobs.scored_pool import check_score_column, open_scores
 from jobs.select_rows import SelectOptions, rescorer_of, select
 from scar_core import storage
+from scar_core.lease import held
 from scar_core.manifest import MANIFEST_NAME, new_run_id, write_pointer
 from scar_core.selection.report import render
 
@@ -29,11 +30,17 @@ class CurateConfig(ScoreConfig, SelectOptions):
     """Directory of the curation: scores/, selected/<run>/ and latest.json; later runs add to it."""
     scores: str | None = None
     """Scores directory, if not the one in --out."""
+    wait: bool = False
+    """Wait while another run holds --out, instead of ending with exit code 3."""
+    lease_seconds: float = 120.0
+    """A run that shows no sign of life for so long loses --out to the next one; at least 1."""
 
     def __post_init__(self) -> None:
         """Check what both halves check."""
         ScoreConfig.__post_init__(self)
         SelectOptions.__post_init__(self)
+        if not self.lease_seconds >= 1:
+            raise ValueError(f"lease_seconds must be at least 1, got {self.lease_seconds}")
 
     def score_config(self) -> ScoreConfig:
         """The scoring half."""
@@ -47,6 +54,7 @@ def curate(config: CurateConfig) -> str:
 
     Raises:
         ScarError: as `score` and `select` do. What is scored by then stays.
+        LeaseError: another run holds the directory.
     """
     out = storage.absolute(config.out)
     run = f"selected/{new_run_id()}"
@@ -54,10 +62,15 @@ def curate(config: CurateConfig) -> str:
     scoring = config.score_config()
     plan = make_plan(scoring)
     check_score_column(plan.files, config.score_column)
-    with cli.connected():
-        scores = open_scores(score(scoring, plan))
-        report = select(scores, config, rescorer_of(scores, config), folder=folder)
-    write_pointer(out, run, kind="selection")
+    with held(
+        storage.join(out, "lease"), lease_seconds=config.lease_seconds, wait=config.wait
+    ) as lease:
+        if lease.waited:  # what the other run finished meanwhile is not scored again
+            plan = make_plan(scoring)
+        with cli.connected():
+            scores = open_scores(score(scoring, plan))
+            report = select(scores, config, rescorer_of(scores, config), folder=folder)
+        write_pointer(out, run, kind="selection")
     print(render(report))  # noqa: T201 - the job's result
     return folder
 

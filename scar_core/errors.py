@@ -4,9 +4,11 @@ ScarError                 something an operator can fix
 ├── InputError            the input or the flags need fixing: exit code 2
 │   ├── SchemaError       a table lacks a column or holds another type
 │   └── RankerError       a ranker directory cannot be used
-└── RunError              the run broke: exit code 1
-    ├── IncompleteError   rows or files are missing: counts do not close
-    └── NonFiniteError    a loss or a gradient is not a number
+├── RunError              the run broke: exit code 1
+│   ├── IncompleteError   rows or files are missing: counts do not close
+│   ├── NonFiniteError    a loss or a gradient is not a number
+│   └── LeaseLostError    another run has, or may have, taken the curation over
+└── LeaseError            another run holds the curation: exit code 3
 
 Each takes one string, because errors travel between processes by pickle.
 """
@@ -45,3 +47,13 @@ class IncompleteError(RunError):
 
 class NonFiniteError(RunError):
     """A loss or a gradient stopped being a number."""
+
+
+class LeaseLostError(RunError):
+    """A run that held a curation cannot know any more that no other run does."""
+
+
+class LeaseError(ScarError):
+    """Another run holds the curation and is alive."""
+
+    exit_code = 3

@@ -11,7 +11,7 @@ from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, NamedTuple
 
-from scar_core import storage
+from scar_core import lease, storage
 from scar_core.errors import IncompleteError, InputError
 
 MANIFEST_NAME = "manifest.json"
@@ -89,6 +89,7 @@ def publish(
     Raises:
         IncompleteError: the counts do not close, the files hold other rows than they say, or
             another run published this directory first.
+        LeaseLostError: the lease around this run was taken over, or cannot be confirmed.
     """
     check_counts(counts, where=folder)
     held = _ROWS_HELD.get(kind)
@@ -110,6 +111,7 @@ def publish(
         "files": files,
     }
     path = storage.join(folder, MANIFEST_NAME)
+    lease.confirm()
     if not storage.write_bytes_if_absent(path, to_json(manifest)):
         raise IncompleteError(f"{path}: another run published this directory first.")
     return manifest
@@ -159,6 +161,7 @@ def read_manifest(folder: str, *, kind: Kind) -> dict[str, Any]:
 def write_pointer(folder: str, run: str, *, kind: Kind) -> None:
     """Let `latest.json` name a run below a folder: the one file that a later run replaces."""
     pointer = {"kind": kind, "run": run, "manifest": f"{run}/{MANIFEST_NAME}"}
+    lease.confirm()
     storage.write_bytes(storage.join(folder, POINTER_NAME), to_json(pointer))
 
 
