@@ -116,21 +116,18 @@ def scored_units(
         "precision": precision,
         "threads": None if on_gpu else max(1, round(actors.cpus_per_actor)),
     }
-    return (
-        pipeline.source(tasks)
-        .map_batches(
-            stages.read_and_tokenize,
-            fn_kwargs={"ranker": scoring["ranker"], "columns": columns, "max_tokens": max_tokens},
-            batch_size=1,
-            num_cpus=READER_CPUS,
-        )
-        .map_batches(
-            stages.ScoreUnits,
-            fn_constructor_kwargs=scoring,
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=low, max_size=high),
-            num_cpus=0 if on_gpu else actors.cpus_per_actor,
-            num_gpus=actors.gpus_per_actor,
-        )
+    tokenized = pipeline.stage(
+        pipeline.source(tasks),
+        stages.read_and_tokenize,
+        fn_kwargs={"ranker": scoring["ranker"], "columns": columns, "max_tokens": max_tokens},
+        num_cpus=READER_CPUS,
+    )
+    return pipeline.stage(
+        tokenized,
+        stages.ScoreUnits,
+        fn_constructor_kwargs=scoring,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(min_size=low, max_size=high),
+        num_cpus=0 if on_gpu else actors.cpus_per_actor,
+        num_gpus=actors.gpus_per_actor,
     )

@@ -15,6 +15,7 @@ from scar_core import storage
 from scar_core.lease import held
 from scar_core.manifest import MANIFEST_NAME, new_run_id, write_pointer
 from scar_core.selection.report import render
+from scar_core.store_checks import check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +61,8 @@ def curate(config: CurateConfig) -> str:
     run = f"selected/{new_run_id()}"
     folder = storage.join(out, run)
     scoring = config.score_config()
+    if config.scores is not None:  # else the plan looks at the same store
+        check_writable(out)
     plan = make_plan(scoring)
     check_score_column(plan.files, config.score_column)
     with held(

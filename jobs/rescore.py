@@ -79,10 +79,10 @@ class Rescorer:
             precision="fp32",
             actors=self.actors,
         )
-        written = scored.map_batches(
+        written = pipeline.stage(
+            scored,
             write_rescored_rows,
             fn_kwargs={"scores": self.scores, "key_id": self.key_id},
-            batch_size=1,
             batch_format="pyarrow",
             num_cpus=WRITER_CPUS,
         )

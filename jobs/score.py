@@ -33,6 +33,7 @@ from scar_core.pool.sidecars import (
     total_quarantined,
 )
 from scar_core.pool.units import Unit, UnitConfig, plan_units
+from scar_core.store_checks import check_readable, check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -127,10 +128,12 @@ def make_plan(config: ScoreConfig) -> Plan:
     """Read footers and list sidecars; nothing is started and nothing written.
 
     Raises:
-        InputError: the pool or the ranker needs fixing.
+        InputError: the pool, the ranker or the access to a store needs fixing.
     """
     from scar_core.ranker.checkpoint import check_ranker, ranker_fingerprint  # noqa: PLC0415 - torch
 
+    check_readable([*config.pool, config.ranker])
+    check_writable(storage.absolute(config.out))
     ranker = check_ranker(config.ranker)
     files = open_pool(config.pool, config)
     units = plan_units(files, config)
@@ -215,10 +218,10 @@ def _run(config: ScoreConfig, plan: Plan) -> Iterator[ScoredSidecar]:
         precision=plan.key.precision,
         actors=config,
     )
-    written = scored.map_batches(
+    written = pipeline.stage(
+        scored,
         write_sidecars,
         fn_kwargs={"scores": storage.absolute(config.out), "key": plan.key},
-        batch_size=1,
         batch_format="pyarrow",
         num_cpus=WRITER_CPUS,
     )

@@ -22,6 +22,7 @@ from scar_core.errors import IncompleteError, InputError
 from scar_core.manifest import MANIFEST_NAME, check_unpublished, publish, to_json
 from scar_core.selection.keep import parse_keep
 from scar_core.selection.report import render
+from scar_core.store_checks import check_readable, check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -233,6 +234,8 @@ def job(argv: Sequence[str]) -> None:
     """Parse, select, and print the report."""
     config = cli.parse(SelectConfig, argv, prog="jobs.select_rows", description=__doc__ or "")
     folder = storage.absolute(config.out)
+    check_readable([storage.absolute(config.scores)])
+    check_writable(folder)
     check_unpublished(folder)
     scores = open_scores(config.scores)
     check_score_column(scores.files, config.score_column)

@@ -41,11 +41,14 @@ def ray_session() -> Iterator[None]:
     os.environ.pop("RAY_ADDRESS", None)
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A new folder on this machine, and one in fsspec's memory, as in an object store."""
+    """A new folder on this machine, one in fsspec's memory, and one on a real S3 server."""
     import fsspec  # noqa: PLC0415
 
+    if request.param == "s3":
+        yield request.getfixturevalue("s3_folder")
+        return
     if request.param == "local":
         yield str(tmp_path / "folder")
         return

@@ -127,6 +127,8 @@ class _Connections:
                 pass
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
             pass
+        except asyncio.CancelledError:
+            pass  # the proxy ends; asyncio's own callback would print a traceback
         finally:
             for side in (writer, upstream):
                 if side is not None:

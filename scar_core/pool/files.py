@@ -159,7 +159,10 @@ def open_file(info: storage.FileInfo, *, path: str, columns: PairColumns) -> Poo
         SchemaError: it lacks one of the columns.
     """
     try:
-        with storage.open_input(info.path) as opened, pq.ParquetFile(opened) as parquet:
+        with (
+            storage.open_input(info.path, size_bytes=info.size_bytes) as opened,
+            pq.ParquetFile(opened) as parquet,
+        ):
             metadata, schema = parquet.metadata, parquet.schema_arrow
             opened.seek(-metadata.serialized_size - len("size") - len("PAR1"), os.SEEK_END)
             footer = opened.read()
