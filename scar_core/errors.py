@@ -5,6 +5,7 @@ ScarError                 something an operator can fix
 │   ├── SchemaError       a table lacks a column or holds another type
 │   └── RankerError       a ranker directory cannot be used
 └── RunError              the run broke: exit code 1
+    ├── PoolFileError     a file of the pool is not what it was when the run was planned
     ├── IncompleteError   rows or files are missing: counts do not close
     └── NonFiniteError    a loss or a gradient is not a number
 
@@ -37,6 +38,10 @@ class RankerError(InputError):
 
 class RunError(ScarError):
     """The run started and broke."""
+
+
+class PoolFileError(RunError):
+    """A file of the pool is gone, changed, or cannot be read on."""
 
 
 class IncompleteError(RunError):
