@@ -5,24 +5,28 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 from jobs import pipeline
 from scar_core import storage
 from scar_core.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ray.data import Dataset
 
-    from jobs.score_stages import ReadTask
+    from jobs.guarded import TokenScorer
+    from jobs.read_stage import ReadTask
+    from scar_core.pool.quarantine import Policy
     from scar_core.pool.rows import PairColumns
 
 logger = logging.getLogger("scar_curate")
 
 READER_CPUS = 0.5
 WRITER_CPUS = 0.1
+STALLS_AT_MOST = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +41,16 @@ class ActorConfig:
     cpus_per_actor: float = 1.0
     """CPUs, and threads, of one actor that scores on CPUs; an actor with a GPU reserves none."""
 
+    batch_timeout_seconds: float = 300.0
+    """An actor that finishes no batch for so long is stalled, above 0. The rows that stall it are
+    found and quarantined."""
+
     def __post_init__(self) -> None:
         """Refuse what cannot be started."""
+        if self.batch_timeout_seconds <= 0:
+            raise ValueError(
+                f"batch_timeout_seconds must be above 0, got {self.batch_timeout_seconds:g}"
+            )
         if self.gpus_per_actor < 0 or self.cpus_per_actor <= 0:
             raise ValueError("gpus_per_actor must be at least 0 and cpus_per_actor above 0")
         parse_actors(self.actors)
@@ -99,33 +111,49 @@ def scored_units(
     max_tokens: int,
     precision: Literal["fp32", "bf16"],
     actors: ActorConfig,
+    on_bad_file: Policy = "fail",
+    load: Callable[..., TokenScorer] | None = None,
 ) -> Dataset:
     """Read and tokenize on CPUs, score on actors: a row per unit, as it is finished.
 
-    The dataset's rows are those that `score_stages.ScoreUnits` gives.
+    The dataset's rows are those that `score_stages.ScoreUnits` gives. `load` gives the scorer, if
+    not `score_stages.load_scorer`.
     """
-    from ray.data import ActorPoolStrategy  # noqa: PLC0415
+    from ray.data import ActorPoolStrategy, DataContext  # noqa: PLC0415
 
     from jobs import score_stages as stages  # noqa: PLC0415 - torch
+    from jobs.read_stage import read_and_tokenize  # noqa: PLC0415 - torch
 
     low, high = actor_bounds(actors)
     on_gpu = actors.gpus_per_actor > 0
-    scoring: dict[str, Any] = {
-        "ranker": stored_ranker(ranker),
-        "max_tokens": max_tokens,
-        "precision": precision,
-        "threads": None if on_gpu else max(1, round(actors.cpus_per_actor)),
-    }
+    place = stored_ranker(ranker)
+    loaded = partial(
+        load or stages.load_scorer,
+        ranker=place,
+        max_tokens=max_tokens,
+        precision=precision,
+        threads=None if on_gpu else max(1, round(actors.cpus_per_actor)),
+    )
+    context = DataContext.get_current()
+    # A row that stalls its actor is found by some 15 time-outs, all without progress to Ray.
+    patience_seconds = STALLS_AT_MOST * actors.batch_timeout_seconds
+    if 0 < context.execution_no_progress_timeout_s < patience_seconds:
+        context.execution_no_progress_timeout_s = patience_seconds
     tokenized = pipeline.stage(
         pipeline.source(tasks),
-        stages.read_and_tokenize,
-        fn_kwargs={"ranker": scoring["ranker"], "columns": columns, "max_tokens": max_tokens},
+        read_and_tokenize,
+        fn_kwargs={
+            "ranker": place,
+            "columns": columns,
+            "max_tokens": max_tokens,
+            "on_bad_file": on_bad_file,
+        },
         num_cpus=READER_CPUS,
     )
     return pipeline.stage(
         tokenized,
         stages.ScoreUnits,
-        fn_constructor_kwargs=scoring,
+        fn_constructor_kwargs={"load": loaded, "stall_seconds": actors.batch_timeout_seconds},
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=low, max_size=high),
         num_cpus=0 if on_gpu else actors.cpus_per_actor,

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from jobs import cli
-from jobs.score import ScoreConfig, make_plan, score
+from jobs.score import ScoreConfig, score
+from jobs.score_plan import make_plan
 from jobs.scored_pool import check_score_column, open_scores
 from jobs.select_rows import SelectOptions, rescorer_of, select
 from scar_core import storage

@@ -57,7 +57,8 @@ class Rescorer:
 
     def score_again(self, units: Sequence[ScoredUnit], rows: Rows) -> int:
         """Score some rows in fp32 and store them; how many."""
-        from jobs.score_stages import ReadTask, write_rescored_rows  # noqa: PLC0415 - torch
+        from jobs.read_stage import ReadTask  # noqa: PLC0415 - torch
+        from jobs.score_stages import write_rescored_rows  # noqa: PLC0415 - torch
 
         tasks = []
         for file, group in groupby(

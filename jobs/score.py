@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobs import cli, pipeline
 from jobs.actors import WRITER_CPUS, ActorConfig, scored_units
 from jobs.progress import Progress
+from jobs.publish_scores import publish_scores
+from jobs.score_plan import Plan, make_plan
+from jobs.tally import Tally
 from scar_core import storage
-from scar_core.errors import IncompleteError
-from scar_core.manifest import (
-    MANIFEST_NAME,
-    follow_pointer,
-    new_run_id,
-    publish,
-    read_manifest,
-    write_pointer,
-)
-from scar_core.pool.files import PoolFile, open_pool
+from scar_core.errors import IncompleteError, RunError
+from scar_core.manifest import MANIFEST_NAME, read_manifest
+from scar_core.pool.files import BadFile
+from scar_core.pool.quarantine import QuarantineConfig
 from scar_core.pool.rows import PairColumns
-from scar_core.pool.sidecars import (
-    ScoringKey,
-    Sidecar,
-    find_finished,
-    sidecar_entry,
-    total_quarantined,
-)
-from scar_core.pool.units import Unit, UnitConfig, plan_units
-from scar_core.store_checks import check_readable, check_writable
+from scar_core.pool.units import UnitConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from jobs.guarded import TokenScorer
     from jobs.score_stages import ScoredSidecar
-    from scar_core.ranker.model import RankerConfig
 
 logger = logging.getLogger("scar_curate")
 
@@ -49,7 +36,7 @@ UNITS_PER_READ = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(PairColumns, UnitConfig, ActorConfig):
+class ScoreConfig(PairColumns, UnitConfig, ActorConfig, QuarantineConfig):
     """Score every row of a pool with a ranker."""
 
     pool: list[str]
@@ -71,121 +58,63 @@ class ScoreConfig(PairColumns, UnitConfig, ActorConfig):
         PairColumns.__post_init__(self)
         UnitConfig.__post_init__(self)
         ActorConfig.__post_init__(self)
+        QuarantineConfig.__post_init__(self)
         if self.max_tokens < 8:  # noqa: PLR2004 - special tokens and a word
             raise ValueError(f"max_tokens must be at least 8, got {self.max_tokens}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What there is to score, and what is scored already."""
-
-    files: list[PoolFile]
-    units: list[Unit]
-    """In (path, row) order."""
-    key: ScoringKey
-    finished: dict[str, Sidecar]
-    """By unit id."""
-
-    @property
-    def missing(self) -> list[Unit]:
-        """Units without a finished sidecar, in (path, row) order."""
-        return [unit for unit in self.units if unit.id not in self.finished]
-
-    @property
-    def rows(self) -> int:
-        """Rows of the pool."""
-        return sum(unit.rows for unit in self.units)
-
-
-def resolved_precision(config: ScoreConfig) -> Literal["fp32", "bf16"]:
-    """What `auto` means for these actors; CPUs are taken to be like this machine's."""
-    import torch  # noqa: PLC0415
-
-    from scar_core.ranker.linears import bf16_is_native  # noqa: PLC0415 - torch
-
-    if config.precision != "auto":
-        return config.precision
-    fast = config.gpus_per_actor > 0 or bf16_is_native(torch.device("cpu"))
-    return "bf16" if fast else "fp32"
-
-
-def readable_tokens(asked: int, ranker: RankerConfig, *, where: str) -> int:
-    """Tokens of a text that the encoder can read, at most as many as are asked for."""
-    import torch  # noqa: PLC0415
-
-    from scar_core.ranker.encoders import empty_encoder, encoder_config  # noqa: PLC0415 - torch
-    from scar_core.ranker.packing import longest_text  # noqa: PLC0415 - torch
-
-    with torch.device("meta"):  # the shape of the encoder, without its memory
-        encoder = empty_encoder(encoder_config(ranker.encoder_config, where=where))
-    reach = longest_text(encoder)
-    if asked > reach:
-        logger.info("%s: its encoder reads %s tokens, not %s", where, f"{reach:,}", f"{asked:,}")
-    return min(asked, reach)
-
-
-def make_plan(config: ScoreConfig) -> Plan:
-    """Read footers and list sidecars; nothing is started and nothing written.
-
-    Raises:
-        InputError: the pool, the ranker or the access to a store needs fixing.
-    """
-    from scar_core.ranker.checkpoint import check_ranker, ranker_fingerprint  # noqa: PLC0415 - torch
-
-    check_readable([*config.pool, config.ranker])
-    check_writable(storage.absolute(config.out))
-    ranker = check_ranker(config.ranker)
-    files = open_pool(config.pool, config)
-    units = plan_units(files, config)
-    key = ScoringKey(
-        ranker=ranker_fingerprint(config.ranker),
-        instruction_column=config.instruction_column,
-        response_column=config.response_column,
-        max_row_bytes=config.max_row_bytes,
-        max_tokens=readable_tokens(config.max_tokens, ranker, where=config.ranker),
-        precision=resolved_precision(config),
-    )
-    finished = find_finished(storage.absolute(config.out), units, key)
-    plan = Plan(files=files, units=units, key=key, finished=finished)
-    logger.info(
-        "pool: %s rows in %s files, %s units; %s units are scored already",
-        f"{plan.rows:,}",
-        f"{len(files):,}",
-        f"{len(units):,}",
-        f"{len(finished):,}",
-    )
-    return plan
-
-
-def score(config: ScoreConfig, plan: Plan) -> str:
+def score(
+    config: ScoreConfig, plan: Plan, *, load: Callable[..., TokenScorer] | None = None
+) -> str:
     """Score what is missing and publish; the directory of the scores' manifest.
 
+    Args:
+        config: as the plan was made with.
+        plan: what there is to score.
+        load: gives the scorer from the arguments of `score_stages.load_scorer`, if not that itself.
+
     Raises:
-        InputError: this machine cannot run the actors that are asked for.
+        InputError: this machine cannot run the actors that are asked for, or a row is bad and
+            none may be.
+        RunError: more is quarantined than may be.
         IncompleteError: a unit came back without a sidecar, or counts do not close.
     """
-    finished = dict(plan.finished)
-    waiting = Waiting()
+    tally = Tally(config, plan)
+    for sidecar in plan.finished.values():
+        tally.add(sidecar)
     if plan.missing:
-        missing_rows = sum(unit.rows for unit in plan.missing)
-        with cli.connected():
-            progress = Progress(total_rows=plan.rows, done_rows=plan.rows - missing_rows)
-            for result in _run(config, plan):
-                sidecar = result.sidecar
-                finished[sidecar.unit.id] = sidecar
-                waiting.add(result)
-                progress.advance(rows=sidecar.unit.rows, tokens=sidecar.tokens)
-            progress.finish()
-        logger.info("actors waited %.1f%% of the time for their next unit", 100 * waiting.ratio)
+        _score_missing(config, plan, tally, load)
+    plan = plan.without(tally.bad_files)
+    finished = tally.finished
     lost = [unit for unit in plan.units if unit.id not in finished]
     if lost:
         raise IncompleteError(
             f"{len(lost):,} of {len(plan.units):,} units have no sidecar, the first: "
             f"{lost[0].path} from row {lost[0].row_start:,}. Start again to score them."
         )
+    if not plan.units:
+        raise RunError(f"no file is left; the first: {plan.bad_files[0].message}")
     # Copies of a file share ids and sidecars; each keeps its own place.
     sidecars = [replace(finished[unit.id], unit=unit) for unit in plan.units]
-    return _publish(config, plan, sidecars)
+    return publish_scores(config, plan, sidecars)
+
+
+def _score_missing(
+    config: ScoreConfig, plan: Plan, tally: Tally, load: Callable[..., TokenScorer] | None
+) -> None:
+    missing_rows = sum(unit.rows for unit in plan.missing)
+    waiting = Waiting()
+    with cli.connected():
+        progress = Progress(total_rows=plan.rows, done_rows=plan.rows - missing_rows)
+        for result in _run(config, plan, load):
+            if isinstance(result, BadFile):
+                tally.add_file(result)
+                continue
+            tally.add(result.sidecar)
+            waiting.add(result)
+            progress.advance(rows=result.sidecar.unit.rows, tokens=result.sidecar.tokens)
+        progress.finish()
+    logger.info("actors waited %.1f%% of the time for their next unit", 100 * waiting.ratio)
 
 
 @dataclass
@@ -206,8 +135,10 @@ class Waiting:
         return self.waited_seconds / max(self.waited_seconds + self.worked_seconds, 1e-9)
 
 
-def _run(config: ScoreConfig, plan: Plan) -> Iterator[ScoredSidecar]:
-    """Sidecars of the missing units, in the order in which they are finished."""
+def _run(
+    config: ScoreConfig, plan: Plan, load: Callable[..., TokenScorer] | None
+) -> Iterator[ScoredSidecar | BadFile]:
+    """Sidecars of the missing units as they are finished, and files that could not be read."""
     from jobs.score_stages import write_sidecars  # noqa: PLC0415 - torch
 
     scored = scored_units(
@@ -217,6 +148,8 @@ def _run(config: ScoreConfig, plan: Plan) -> Iterator[ScoredSidecar]:
         max_tokens=plan.key.max_tokens,
         precision=plan.key.precision,
         actors=config,
+        on_bad_file=config.on_bad_file,
+        load=load,
     )
     written = pipeline.stage(
         scored,
@@ -230,7 +163,7 @@ def _run(config: ScoreConfig, plan: Plan) -> Iterator[ScoredSidecar]:
 
 def read_tasks(plan: Plan) -> list[Any]:
     """The missing units, up to UNITS_PER_READ of a file together, in (path, row) order."""
-    from jobs.score_stages import ReadTask  # noqa: PLC0415 - torch
+    from jobs.read_stage import ReadTask  # noqa: PLC0415 - torch
 
     files = {file.path: file for file in plan.files}
     tasks = []
@@ -240,78 +173,22 @@ def read_tasks(plan: Plan) -> list[Any]:
     return tasks
 
 
-def _publish(config: ScoreConfig, plan: Plan, sidecars: list[Sidecar]) -> str:
-    """Publish the scores of this pool, unless the newest ones are the very same."""
-    scores = storage.absolute(config.out)
-    run = f"runs/{new_run_id()}"
-    folder = storage.join(scores, run)
-    pool_files = [_pool_entry(file, folder) for file in plan.files]
-    # Where the files lie, too: a pool that was moved keeps its sidecars, but not this manifest.
-    whole = json.dumps([pool_files, [unit.id for unit in plan.units]])
-    set_id = sha256(whole.encode()).hexdigest()
-    newest = follow_pointer(scores)
-    if newest is not None:
-        manifest = read_manifest(newest, kind="scores")
-        if (manifest["set"], manifest["key_id"]) == (set_id, plan.key.id):
-            return newest
-    quarantined = total_quarantined(sidecars)
-    publish(
-        folder,
-        kind="scores",
-        config={
-            **asdict(config),
-            "pool": [storage.portable(path, base=folder) for path in config.pool],
-            "ranker": portable_ranker(config.ranker, base=folder),
-            "out": storage.portable(scores, base=folder),
-        },
-        inputs=[
-            {"kind": "ranker", "fingerprint": plan.key.ranker},
-            {"kind": "pool", "files": pool_files},
-        ],
-        counts={
-            "rows_in": plan.rows,
-            "scored": sum(sidecar.scored for sidecar in sidecars),
-            "quarantined": quarantined,
-            "tokens": sum(sidecar.tokens for sidecar in sidecars),
-            "cut_tokens": sum(sidecar.cut_tokens for sidecar in sidecars),
-        },
-        files=[sidecar_entry(sidecar) for sidecar in sidecars],
-        files_below="../..",
-        key=asdict(plan.key),
-        key_id=plan.key.id,
-        set=set_id,
-    )
-    write_pointer(scores, run, kind="scores")
-    return folder
-
-
-def portable_ranker(ranker: str, *, base: str) -> str:
-    """A ranker's place as a manifest may name it."""
-    return storage.portable(ranker, base=base) if storage.is_folder(ranker) else ranker
-
-
-def _pool_entry(file: PoolFile, folder: str) -> dict[str, Any]:
-    return {
-        "path": file.path,
-        "url": storage.portable(file.url, base=folder),
-        "fingerprint": file.fingerprint,
-        "rows": file.rows,
-    }
-
-
 def job(argv: Sequence[str]) -> None:
     """Parse, score, and say where the scores are."""
     config = cli.parse(ScoreConfig, argv, prog="jobs.score", description=__doc__ or "")
     folder = score(config, make_plan(config))
     counts = read_manifest(folder, kind="scores")["counts"]
-    logger.info(
-        "%s rows in, %s scored, %s quarantined %s; %s",
-        f"{counts['rows_in']:,}",
-        f"{counts['scored']:,}",
-        f"{sum(counts['quarantined'].values()):,}",
-        counts["quarantined"] or "",
-        storage.join(folder, MANIFEST_NAME),
-    )
+    for what, scored in (("rows", "scored"), ("files", "files_scored")):
+        bad = counts["quarantined" if what == "rows" else "files_quarantined"]
+        logger.info(
+            "%s %s in, %s scored, %s quarantined %s",
+            f"{counts[f'{what}_in']:,}",
+            what,
+            f"{counts[scored]:,}",
+            f"{sum(bad.values()):,}",
+            bad or "",
+        )
+    logger.info("%s", storage.join(folder, MANIFEST_NAME))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from scar_core import storage
 from scar_core.errors import IncompleteError
-from scar_core.pool.units import Unit, read_ranges
+from scar_core.pool.units import Unit, read_ranges, take_rows
 from scar_core.selection.keep import Extremes, extremes
 from scar_core.selection.order import Prefix, SidecarColumns
 from scar_core.selection.precision import (
@@ -178,9 +178,9 @@ def tell_chunk(chunk: Sequence[ScoredUnit], *, cut: Cut, source_column: str) -> 
         of_file = list(units)
         tables = read_ranges(file, [_bounds(s.unit) for s in of_file], columns=[source_column])
         for scored, table in zip(of_file, tables, strict=True):
-            mask = pa.array(masks[scored.ordinal])
+            kept = take_rows(table, np.flatnonzero(masks[scored.ordinal]))
             rows.update(_count_values(table[source_column]))
-            selected.update(_count_values(table[source_column].filter(mask)))
+            selected.update(_count_values(kept[source_column]))
     return Told(
         selected={ordinal: int(mask.sum()) for ordinal, mask in masks.items() if mask.any()},
         sources={source: (n, selected[source]) for source, n in rows.items()},
@@ -238,7 +238,7 @@ def _selected_rows(part: Part, cut: Cut) -> Iterator[tuple[pa.Table, pa.Array]]:
                 picked.append((bounds, offsets, columns.scores))
         tables = read_ranges(file, [bounds for bounds, _, _ in picked])
         for table, (_, offsets, scores) in zip(tables, picked, strict=True):
-            yield table.take(pa.array(offsets - offsets[0])), scores.take(pa.array(offsets))
+            yield take_rows(table, offsets - offsets[0]), scores.take(pa.array(offsets))
 
 
 def _grouped(parts: Iterator[tuple[pa.Table, pa.Array]], schema: pa.Schema) -> Iterator[pa.Table]:

@@ -6,6 +6,7 @@ ScarError                 something an operator can fix
 │   ├── RankerError       a ranker directory cannot be used
 │   └── AccessError       a store refuses, lacks the bucket, or cannot be reached at the start
 ├── RunError              the run broke: exit code 1
+│   ├── PoolFileError     a file of the pool is not what it was when the run was planned
 │   ├── IncompleteError   rows or files are missing: counts do not close
 │   ├── StoreError        a store stopped answering
 │   ├── NonFiniteError    a loss or a gradient is not a number
@@ -45,6 +46,10 @@ class AccessError(InputError, OSError):
 
 class RunError(ScarError):
     """The run started and broke."""
+
+
+class PoolFileError(RunError):
+    """A file of the pool is gone, changed, or cannot be read on."""
 
 
 class IncompleteError(RunError):

@@ -120,9 +120,18 @@ def publish(
 def check_counts(counts: dict[str, Any], *, where: str) -> None:
     """Rows in = scored + quarantined, and = selected + not selected + quarantined, where given.
 
+    And files in = files scored + files quarantined.
+
     Raises:
         IncompleteError: a sum that does not close.
     """
+    if "files_in" in counts:
+        files = counts["files_scored"] + sum(counts["files_quarantined"].values())
+        if files != counts["files_in"]:
+            raise IncompleteError(
+                f"{where}: {counts['files_in']:,} files went in, but scored + quarantined = "
+                f"{files:,}. Nothing was published."
+            )
     if "rows_in" not in counts:
         return
     quarantined = sum(counts["quarantined"].values())

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
 from scar_core.errors import RankerError
-from scar_core.ranker.encoding import TextTokenizer, TokenRows
+from scar_core.ranker.encoding import TextTokenizer, TokenRows, _chunks
 from tests.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -211,3 +211,12 @@ def test_rows_that_do_not_add_up_are_refused() -> None:
         TokenRows(ids, np.array([0, 4]), cut)
     with pytest.raises(ValueError, match="offsets of 2 texts, cut counts of 1"):
         TokenRows(ids, np.array([0, 1, 3]), cut)
+
+
+def test_long_texts_are_not_tokenized_together() -> None:
+    """Some 300 bytes per token are held until truncation; order and number stay."""
+    texts = ["a" * 200_000] * 3 + ["b", "c" * 600_000, "", "d"] + ["e"] * 1100
+    chunks = list(_chunks(texts))
+    assert [text for chunk in chunks for text in chunk] == texts
+    assert [len(chunk) for chunk in chunks] == [2, 2, 1, 1024, 78]
+    assert list(_chunks([])) == []

@@ -8,14 +8,16 @@ from pathlib import Path
 from uuid import uuid4
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from scar_core import storage
 from scar_core.errors import InputError, RunError, SchemaError
-from scar_core.pool.files import open_pool
-from scar_core.pool.units import UnitConfig, plan_units, read_ranges
+from scar_core.pool.files import BadFile, open_pool, open_sound_files
+from scar_core.pool.quarantine import QuarantineConfig, check_losses
+from scar_core.pool.units import UnitConfig, plan_units, read_ranges, take_rows
 from tests.pools import COLUMNS, planned, texts, write
 
 # Names
@@ -246,3 +248,71 @@ def test_columns_of_equal_names_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", table)
     with pytest.raises(SchemaError, match="several columns are named id"):
         open_pool([str(tmp_path)], COLUMNS)
+
+
+# Pools that may lose files
+
+
+def test_sound_files_and_bad_ones_come_apart(tmp_path: Path) -> None:
+    """Bad ones with a reason each, and with messages that name them by their place in the pool."""
+    write(tmp_path / "day/a.parquet", texts(3))
+    broken(tmp_path / "day/b.parquet", "empty")
+    write(tmp_path / "c.parquet", texts(3).drop_columns("response"))
+    files, bad = open_sound_files([str(tmp_path)], COLUMNS)
+    assert [file.path for file in files] == ["day/a.parquet"]
+    assert [(file.path, file.reason, file.rows) for file in bad] == [
+        ("c.parquet", "schema", None),
+        ("day/b.parquet", "not_parquet", None),
+    ]
+    assert bad[1].message.startswith("day/b.parquet: cannot be read as Parquet (0 bytes)")
+    assert str(tmp_path) not in "".join(file.message for file in bad)
+
+
+def lost(rows: int | None) -> BadFile:
+    """A quarantined file."""
+    return BadFile(path="b", url="/p/b", reason="gone", message="b: is gone.", rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "bad_rows", "files", "too_much"),
+    [
+        (0.29, 29, [], False),  # 0.29 * 100 is 28.999999999999996
+        (0.29, 30, [], True),
+        (0.0, 0, [], False),
+        (0.0, 1, [], True),
+        (1.0, 100, [], False),
+        (0.5, 0, [lost(100)], False),
+        (0.5, 1, [lost(100)], True),  # 101 of 200
+        (0.5, 0, [lost(None)] * 2, False),
+        (0.5, 0, [lost(None)] * 3, True),  # of four files
+    ],
+)
+def test_no_more_is_lost_than_may_be(
+    ratio: float, bad_rows: int, files: list[BadFile], too_much: bool
+) -> None:
+    """Exactly the ratio is allowed; a lost file counts by its rows, where known, and as a file."""
+    config = QuarantineConfig(max_bad_ratio=ratio)
+
+    def check() -> None:
+        check_losses(config, rows_in=100, quarantined_rows=bad_rows, files_in=4, bad_files=files)
+
+    if too_much:
+        with pytest.raises(RunError, match=r"cannot be scored.*Nothing was published"):
+            check()
+    else:
+        check()
+
+
+def test_rows_of_any_type_are_taken() -> None:
+    """Arrow's own `take` raises for views."""
+    columns = {
+        "view": pa.array(["a", None, "c"], pa.string_view()),
+        "bytes": pa.array([b"\xff", b"", None], pa.binary_view()),
+        "nested": [{"x": [1]}, {"x": []}, None],
+        "dictionary": pa.array(["u", "v", "u"]).dictionary_encode(),
+    }
+    table = pa.table(columns)
+    taken = take_rows(table, np.array([2, 0]))
+    assert taken.schema == table.schema
+    rows = table.to_pylist()
+    assert taken.to_pylist() == [rows[2], rows[0]]

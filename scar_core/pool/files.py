@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scar_core import storage
-from scar_core.errors import InputError
+from scar_core.errors import InputError, PoolFileError, SchemaError
 from scar_core.pool.rows import PairColumns, check_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 FOOTER_THREADS = 16
 SUFFIXES = (".parquet", ".pq")
@@ -64,6 +64,22 @@ class PoolFile:
         return sum(group.all_bytes for group in self.row_groups) / max(self.rows, 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BadFile:
+    """A file of a pool that is left out whole, because it or a part of it cannot be read."""
+
+    path: str
+    """Relative to the pool."""
+    url: str
+    """Where it lies, or lay."""
+    reason: str
+    """`not_parquet`, `schema`, `gone`, `changed` or `unreadable`."""
+    message: str
+    """What was found, wanted, and what next; names the file by its path in the pool."""
+    rows: int | None
+    """That its footer speaks of; None where there is no footer to read."""
+
+
 def open_pool(pool: Sequence[str], columns: PairColumns) -> list[PoolFile]:
     """The Parquet files of a pool, footers read and columns checked, sorted by relative path.
 
@@ -75,19 +91,66 @@ def open_pool(pool: Sequence[str], columns: PairColumns) -> list[PoolFile]:
         InputError: nothing matches, a file is not Parquet, or the pool has no rows.
         SchemaError: a file lacks one of the columns.
     """
+    return _open(pool, lambda path, info: open_file(info, path=path, columns=columns))[0]
+
+
+def open_sound_files(
+    pool: Sequence[str], columns: PairColumns
+) -> tuple[list[PoolFile], list[BadFile]]:
+    """As `open_pool`, but files that cannot be read, or lack a column, come apart from the others.
+
+    Raises:
+        InputError: nothing matches, or no file that can be read has rows.
+    """
+
+    def opened(path: str, info: storage.FileInfo) -> PoolFile | BadFile:
+        try:
+            return open_file(info, path=path, columns=columns)
+        except InputError as error:
+            reason = "schema" if isinstance(error, SchemaError) else _reason(error.__cause__)
+            message = str(error).replace(info.path, path)
+            return BadFile(path=path, url=info.path, reason=reason, message=message, rows=None)
+
+    return _open(pool, opened)
+
+
+def bad_file(file: PoolFile, error: PoolFileError) -> BadFile:
+    """A file that was sound when it was planned and could not be read later."""
+    try:
+        now = storage.stat(file.url)
+        same = (now.size_bytes, now.stamp) == (file.info.size_bytes, file.info.stamp)
+        reason = "unreadable" if same else "changed"
+    except OSError as fault:
+        reason = _reason(fault) if isinstance(fault, FileNotFoundError) else "unreadable"
+    message = str(error).replace(file.url, file.path)
+    return BadFile(path=file.path, url=file.url, reason=reason, message=message, rows=file.rows)
+
+
+def _reason(error: BaseException | None) -> str:
+    """Why a footer could not be read."""
+    if isinstance(error, FileNotFoundError):
+        return "gone"
+    return "unreadable" if isinstance(error, PermissionError) else "not_parquet"
+
+
+def _open(
+    pool: Sequence[str], opened: Callable[[str, storage.FileInfo], PoolFile | BadFile]
+) -> tuple[list[PoolFile], list[BadFile]]:
+    """The sound and the bad files of a pool, each sorted by relative path."""
     if not pool:
         raise InputError("--pool names no file. Pass Parquet files, folders or globs.")
-    matches = _match(pool)
+    matches = sorted(_match(pool))
     with ThreadPoolExecutor(FOOTER_THREADS) as threads:
-        files = list(
-            threads.map(lambda match: open_file(match[1], path=match[0], columns=columns), matches)
-        )
+        found = list(threads.map(lambda match: opened(*match), matches))
+    files = [file for file in found if isinstance(file, PoolFile)]
+    bad = [file for file in found if isinstance(file, BadFile)]
     if not any(file.rows for file in files):
+        also = f", and {len(bad)} that cannot be read, the first: {bad[0].message}" if bad else ""
         raise InputError(
-            f"--pool {' '.join(pool)}: {len(files)} Parquet files, all without rows; "
+            f"--pool {' '.join(pool)}: {len(files)} Parquet files, all without rows{also}; "
             "nothing to score."
         )
-    return sorted(files, key=lambda file: file.path)
+    return files, bad
 
 
 def _match(pool: Sequence[str]) -> list[tuple[str, storage.FileInfo]]:
@@ -168,7 +231,8 @@ def open_file(info: storage.FileInfo, *, path: str, columns: PairColumns) -> Poo
             footer = opened.read()
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{info.path}: cannot be read as Parquet ({info.size_bytes:,} bytes): {error}. "
+            f"{info.path}: cannot be read as Parquet ({info.size_bytes:,} bytes): "
+            f"{str(error).rstrip('.')}. "
             "Write it again, or leave it out of --pool."
         ) from error
     check_schema(schema, columns, where=info.path)

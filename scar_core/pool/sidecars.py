@@ -21,11 +21,13 @@ from scar_core.errors import RunError
 from scar_core.pool.rows import SIDECAR_SCHEMA
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from scar_core.pool.units import Unit
 
 READ_THREADS = 16
+# Few rows have a message of their own; a column for them would weigh on every sidecar.
+MESSAGES = b"scar_messages"
 TOKEN_COLUMNS = ("instruction_tokens", "response_tokens", "cut_tokens")
 
 
@@ -73,7 +75,14 @@ def sidecar_path(unit: Unit, key: ScoringKey) -> str:
     return f"sidecars/{key.id}/{unit.id}.parquet"
 
 
-def write_sidecar(scores: str, *, unit: Unit, key: ScoringKey, table: pa.Table) -> Sidecar:
+def write_sidecar(
+    scores: str,
+    *,
+    unit: Unit,
+    key: ScoringKey,
+    table: pa.Table,
+    messages: Mapping[int, str] | None = None,
+) -> Sidecar:
     """Store a unit's scores, whole or not at all.
 
     Args:
@@ -81,6 +90,7 @@ def write_sidecar(scores: str, *, unit: Unit, key: ScoringKey, table: pa.Table) 
         unit: whose rows.
         key: how they were scored.
         table: SIDECAR_SCHEMA, one row per row of the unit, in input order.
+        messages: by row number, what happened to rows whose reason alone does not tell.
 
     Raises:
         RunError: the table is not that.
@@ -92,7 +102,8 @@ def write_sidecar(scores: str, *, unit: Unit, key: ScoringKey, table: pa.Table) 
             f"{fault}. Start again; if it stays, the scoring is at fault, not the pool."
         )
     sink = pa.BufferOutputStream()
-    whole = _normalized(table).replace_schema_metadata(_identity(unit, key))
+    told = {MESSAGES: json.dumps(dict(sorted(messages.items()))).encode()} if messages else {}
+    whole = _normalized(table).replace_schema_metadata(_identity(unit, key) | told)
     pq.write_table(whole, sink, compression="zstd", write_page_checksum=True)
     data = sink.getvalue().to_pybytes()
     path = sidecar_path(unit, key)
@@ -153,7 +164,8 @@ def _open_sidecar(scores: str, unit: Unit, key: ScoringKey) -> Sidecar | None:
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError):  # cut, foreign, or not what was written
         return None
-    if (table.schema.metadata or {}) != _identity(unit, key) or _find_fault(table, unit):
+    metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != MESSAGES}
+    if metadata != _identity(unit, key) or _find_fault(table, unit):
         return None
     return _describe(data, table, unit=unit, path=path)
 

@@ -19,10 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scar_core import storage
-from scar_core.errors import RunError
+from scar_core.errors import PoolFileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from scar_core.pool.files import PoolFile, RowGroup
 
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 # default, to fetch all of a row group first, takes 610.
 BUFFER_BYTES = 4 * 2**20
 BATCH_ROWS = 1024
+# Of one batch, as the footer estimates it: rows of 10 MB come a few at a time.
+BATCH_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +126,7 @@ def read_ranges(
         columns: which, and in which order; all where None.
 
     Raises:
-        RunError: the file is not what it was when the run was planned, or is broken.
+        PoolFileError: the file is not what it was when the run was planned, or is broken.
     """
     waiting = deque(ranges)
     parts: list[pa.RecordBatch] = []
@@ -151,27 +156,47 @@ def _batches(
             read_rows = 0
             if wanted_rows > 0:
                 for batch in parquet.iter_batches(
-                    BATCH_ROWS, row_groups=[index], columns=columns, use_threads=False
+                    _batch_rows(group, columns),
+                    row_groups=[index],
+                    columns=columns,
+                    use_threads=False,
                 ):
                     yield first + read_rows, batch
                     read_rows += batch.num_rows
                     if read_rows >= wanted_rows:
                         break
             if read_rows < wanted_rows:
-                raise RunError(
+                raise PoolFileError(
                     f"{file.url}: row group {index} holds {read_rows:,} rows, its footer says "
                     f"{group.rows:,}. Write the file again."
                 )
             first += group.rows
 
 
+def take_rows(table: pa.Table, offsets: NDArray[np.integer]) -> pa.Table:
+    """Rows of a table, of any column type: Arrow's own `take` knows no views."""
+    plain = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    types = pa.schema(
+        [field.with_type(plain.get(field.type, field.type)) for field in table.schema]
+    )
+    if types.equals(table.schema):
+        return table.take(pa.array(offsets))
+    return table.cast(types).take(pa.array(offsets)).cast(table.schema)
+
+
+def _batch_rows(group: RowGroup, columns: list[str] | None) -> int:
+    """Rows that are decoded together, so that long ones do not add up."""
+    size = group.all_bytes if columns is None else group.text_bytes
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * group.rows // max(size, 1)))
+
+
 @contextmanager
 def _open_unchanged(file: PoolFile) -> Iterator[pq.ParquetFile]:
-    """The file, open; RunError if it is not the one that was planned, or cannot be read on."""
+    """The file, open; PoolFileError if it is not the one that was planned, or cannot be read on."""
     try:
         now = storage.stat(file.url)
         if (now.size_bytes, now.stamp) != (file.info.size_bytes, file.info.stamp):
-            raise RunError(
+            raise PoolFileError(
                 f"{file.url}: changed since the run was planned: {file.info.size_bytes:,} bytes "
                 f"({file.info.stamp}), now {now.size_bytes:,} ({now.stamp}). "
                 "Start again: finished units are kept."
@@ -182,7 +207,7 @@ def _open_unchanged(file: PoolFile) -> Iterator[pq.ParquetFile]:
         ):
             yield parquet
     except (pa.ArrowException, OSError) as error:
-        raise RunError(
+        raise PoolFileError(
             f"{file.url}: was readable when the run was planned, now: {error}. "
             "Start again: finished units are kept."
         ) from error

@@ -36,7 +36,10 @@ TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
-_CHUNK_TEXTS = 1024  # bounds what the tokenizer holds beside the ids; speed is the same from 256 on
+# Both bound what the tokenizer holds beside the ids, about 300 bytes per token before truncation;
+# speed is the same from 256 texts on.
+_CHUNK_TEXTS = 1024
+_CHUNK_CHARACTERS = 500_000
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,8 @@ class TextTokenizer:
         ids: list[list[int]] = []
         cut: list[int] = []
         encode = self._encode if self._backend is not None else self._encode_plainly
-        for start in range(0, len(texts), _CHUNK_TEXTS):
-            for text_ids, text_cut in encode(list(texts[start : start + _CHUNK_TEXTS])):
+        for chunk in _chunks(texts):
+            for text_ids, text_cut in encode(chunk):
                 ids.append(text_ids)
                 cut.append(text_cut)
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
@@ -162,6 +165,21 @@ class TextTokenizer:
         whole = self.tokenizer(texts, verbose=False)["input_ids"]
         kept = self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
         return ((ids, len(full) - len(ids)) for ids, full in zip(kept, whole, strict=True))
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Give texts that are tokenized together, in order; one too long for that comes alone."""
+    chunk: list[str] = []
+    characters = 0
+    for text in texts:
+        full = len(chunk) == _CHUNK_TEXTS or characters + len(text) > _CHUNK_CHARACTERS
+        if chunk and full:
+            yield chunk
+            chunk, characters = [], 0
+        chunk.append(text)
+        characters += len(text)
+    if chunk:
+        yield chunk
 
 
 def load_tokenizer(folder_or_name: str) -> Any:  # noqa: ANN401  - one of transformers' many tokenizer classes

@@ -57,6 +57,7 @@ def _counts(report: dict[str, Any]) -> str:
         ("scored", f"{counts['scored']:>12,}"),
         ("quarantined", f"{sum(counts['quarantined'].values()):>12,}"),
         *((f"  {reason}", f"{n:>12,}") for reason, n in counts["quarantined"].items()),
+        *_bad_files(report),
         ("selected", f"{counts['selected']:>12,}   --keep {report['keep']}"),
         ("not selected", f"{counts['not_selected']:>12,}"),
         ("threshold", f"{'none' if threshold is None else format(threshold, '12.6f')}"),
@@ -73,6 +74,13 @@ def _counts(report: dict[str, Any]) -> str:
         )
     lines.append(("tokens", f"{tokens:>12,}   {cut_tokens:,} more cut off ({share:.1%})"))
     return "\n".join(f"{name:<28}{value}" for name, value in lines)
+
+
+def _bad_files(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """A line where files were left out whole."""
+    files = report["files"]
+    bad = sum(files["quarantined"].values())
+    return [("files quarantined", f"{bad:>12,}   of {files['in']:,}")] if bad else []
 
 
 def _quantiles(quantiles: dict[str, float]) -> str:

@@ -1,0 +1,183 @@
+"""Publish the scores of a pool: what is quarantined, listed as Parquet, and then the manifest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs import cli, pipeline
+from scar_core import storage
+from scar_core.errors import IncompleteError
+from scar_core.manifest import (
+    PublishedFile,
+    follow_pointer,
+    new_run_id,
+    publish,
+    read_manifest,
+    write_pointer,
+)
+from scar_core.pool.quarantine import (
+    bad_file_entry,
+    check_losses,
+    count_reasons,
+    quarantined_files,
+    quarantined_rows,
+)
+from scar_core.pool.sidecars import sidecar_entry, total_quarantined
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from jobs.score import ScoreConfig
+    from jobs.score_plan import Plan
+    from scar_core.pool.files import PoolFile
+    from scar_core.pool.rows import PairColumns
+    from scar_core.pool.sidecars import Sidecar
+
+# Of one file of quarantined rows, and of what a task holds: some 200 bytes each.
+ROWS_PER_FILE = 200_000
+
+
+def publish_scores(config: ScoreConfig, plan: Plan, sidecars: Sequence[Sidecar]) -> str:
+    """Publish the scores of this pool, unless the newest ones are the very same; their directory.
+
+    Raises:
+        RunError: more is quarantined than may be.
+        IncompleteError: the counts do not close.
+    """
+    quarantined = total_quarantined(sidecars)
+    check_losses(
+        config,
+        rows_in=plan.rows,
+        quarantined_rows=sum(quarantined.values()),
+        files_in=plan.files_in,
+        bad_files=plan.bad_files,
+    )
+    scores = storage.absolute(config.out)
+    run = f"runs/{new_run_id()}"
+    folder = storage.join(scores, run)
+    pool = {
+        "kind": "pool",
+        "files": [_pool_entry(file, folder) for file in plan.files],
+        "quarantined": [bad_file_entry(file, base=folder) for file in plan.bad_files],
+    }
+    # Where the files lie, too: a pool that was moved keeps its sidecars, but not this manifest.
+    whole = json.dumps([pool["files"], pool["quarantined"], [unit.id for unit in plan.units]])
+    set_id = sha256(whole.encode()).hexdigest()
+    newest = follow_pointer(scores)
+    if newest is not None:
+        manifest = read_manifest(newest, kind="scores")
+        if (manifest["set"], manifest["key_id"]) == (set_id, plan.key.id):
+            return newest
+    counts = {
+        "rows_in": plan.rows,
+        "scored": sum(sidecar.scored for sidecar in sidecars),
+        "quarantined": quarantined,
+        "files_in": plan.files_in,
+        "files_scored": len(plan.files),
+        "files_quarantined": count_reasons(plan.bad_files),
+        "tokens": sum(sidecar.tokens for sidecar in sidecars),
+        "cut_tokens": sum(sidecar.cut_tokens for sidecar in sidecars),
+    }
+    publish(
+        folder,
+        kind="scores",
+        config={
+            **asdict(config),
+            "pool": [storage.portable(path, base=folder) for path in config.pool],
+            "ranker": portable_ranker(config.ranker, base=folder),
+            "out": storage.portable(scores, base=folder),
+        },
+        inputs=[{"kind": "ranker", "fingerprint": plan.key.ranker}, pool],
+        counts=counts,
+        quarantine=_write_quarantine(config, plan, sidecars, scores=scores, run=run),
+        files=[sidecar_entry(sidecar) for sidecar in sidecars],
+        files_below="../..",
+        key=asdict(plan.key),
+        key_id=plan.key.id,
+        set=set_id,
+    )
+    write_pointer(scores, run, kind="scores")
+    return folder
+
+
+def _write_quarantine(
+    config: ScoreConfig, plan: Plan, sidecars: Sequence[Sidecar], *, scores: str, run: str
+) -> list[dict[str, Any]]:
+    """List what is quarantined in `quarantine/` of a run; the files' manifest entries.
+
+    Raises:
+        IncompleteError: a sidecar lists other rows than were counted.
+    """
+    folder = f"{run}/quarantine"
+    written = []
+    if plan.bad_files:
+        path = f"{folder}/files.parquet"
+        written.append(_write_table(quarantined_files(plan.bad_files), scores=scores, path=path))
+    parts = [
+        (f"{folder}/rows-{index:05d}.parquet", part)
+        for index, part in enumerate(_consecutive(sidecars))
+    ]
+    if parts:
+        with cli.connected():
+            options = {"scores": scores, "columns": config}
+            written += pipeline.run(write_quarantined_rows, parts, **options)
+    rows = sum(entry.rows for entry in written) - len(plan.bad_files)
+    counted = sum(total_quarantined(sidecars).values())
+    if rows != counted:
+        raise IncompleteError(
+            f"{scores}: {counted:,} rows are quarantined, {rows:,} were listed. Start again."
+        )
+    return [entry._asdict() for entry in sorted(written)]
+
+
+def _consecutive(sidecars: Sequence[Sidecar]) -> Iterator[list[Sidecar]]:
+    """Sidecars with quarantined rows, about ROWS_PER_FILE of them at a time, in order."""
+    part: list[Sidecar] = []
+    held = 0
+    for sidecar in sidecars:
+        rows = sum(sidecar.quarantined.values())
+        if part and held + rows > ROWS_PER_FILE:
+            yield part
+            part, held = [], 0
+        if rows:
+            part.append(sidecar)
+            held += rows
+    if part:
+        yield part
+
+
+def write_quarantined_rows(
+    part: tuple[str, Sequence[Sidecar]], *, scores: str, columns: PairColumns
+) -> PublishedFile:
+    """Write one file of quarantined rows; runs on any worker, and again gives the same bytes."""
+    path, sidecars = part
+    rows = pa.concat_tables(quarantined_rows(scores, sidecar, columns) for sidecar in sidecars)
+    return _write_table(rows, scores=scores, path=path)
+
+
+def _write_table(table: pa.Table, *, scores: str, path: str) -> PublishedFile:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.combine_chunks(), sink, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    storage.write_bytes(storage.join(scores, path), data)
+    return PublishedFile(path, table.num_rows, len(data), sha256(data).hexdigest())
+
+
+def portable_ranker(ranker: str, *, base: str) -> str:
+    """A ranker's place as a manifest may name it."""
+    return storage.portable(ranker, base=base) if storage.is_folder(ranker) else ranker
+
+
+def _pool_entry(file: PoolFile, folder: str) -> dict[str, Any]:
+    return {
+        "path": file.path,
+        "url": storage.portable(file.url, base=folder),
+        "fingerprint": file.fingerprint,
+        "rows": file.rows,
+    }

@@ -1,0 +1,127 @@
+"""The first stage of scoring, on any worker: units are read, checked, hashed and tokenized.
+
+One Ray Data row is one unit from here to its sidecar.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from jobs import pipeline
+from scar_core.errors import PoolFileError
+from scar_core.pool.files import bad_file
+from scar_core.pool.rows import CheckedPairs, PairColumns, check_pairs
+from scar_core.pool.units import Unit, read_ranges, take_rows
+from scar_core.ranker.encoding import TextTokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from scar_core.pool.files import BadFile, PoolFile
+    from scar_core.pool.quarantine import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadTask:
+    """Consecutive units of one file, read in one go."""
+
+    file: PoolFile
+    units: tuple[Unit, ...]
+    offsets: tuple[NDArray[np.int32], ...] | None = None
+    """Per unit the rows to score, as ascending offsets within it; None: all of them."""
+
+    def wanted(self) -> Iterator[tuple[Unit, NDArray[np.int32]]]:
+        """(unit, offsets within it) of all the rows to score."""
+        for index, unit in enumerate(self.units):
+            every = np.arange(unit.rows, dtype=np.int32)
+            yield unit, every if self.offsets is None else self.offsets[index]
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(ranker: str, max_tokens: int) -> TextTokenizer:
+    """Loaded once per worker process."""
+    # Read tasks run beside each other; threads of their own would take the scoring actors' cores.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return TextTokenizer.load(ranker, max_tokens=max_tokens)
+
+
+def read_and_tokenize(
+    batch: dict[str, Any],
+    *,
+    ranker: str,
+    columns: PairColumns,
+    max_tokens: int,
+    on_bad_file: Policy,
+) -> Iterator[pa.Table]:
+    """One table of one row per unit of the read task in a batch.
+
+    Of a file that cannot be read on, and may be quarantined, the last row says so instead.
+    """
+    tokenizer = _tokenizer(ranker, max_tokens)
+    for task in pipeline.objects(batch):
+        try:
+            for unit, offsets, pairs in _read_pairs(task, columns):
+                yield _tokenized(unit, offsets, pairs, tokenizer)
+        except PoolFileError as error:
+            if on_bad_file == "fail":
+                raise
+            bad = bad_file(task.file, error)
+            nothing = CheckedPairs([], [], [], [], [])
+            yield _tokenized(task.units[0], np.empty(0, np.int32), nothing, tokenizer, bad=bad)
+
+
+def _read_pairs(
+    task: ReadTask, columns: PairColumns
+) -> Iterator[tuple[Unit, NDArray[np.int32], CheckedPairs]]:
+    """Each unit with the offsets of the rows to score, and these rows, checked."""
+    tables = read_ranges(
+        task.file,
+        [
+            (unit.row_start + int(offsets[0]), unit.row_start + int(offsets[-1]) + 1)
+            for unit, offsets in task.wanted()
+        ],
+        columns=[columns.instruction_column, columns.response_column],
+    )
+    for (unit, offsets), table in zip(task.wanted(), tables, strict=True):
+        yield unit, offsets, check_pairs(take_rows(table, offsets - offsets[0]), columns)
+
+
+def _tokenized(
+    unit: Unit,
+    offsets: NDArray[np.int32],
+    pairs: CheckedPairs,
+    tokenizer: TextTokenizer,
+    *,
+    bad: BadFile | None = None,
+) -> pa.Table:
+    """A unit as the one row that travels through Ray Data."""
+    instructions = tokenizer.tokenize(pairs.instructions)
+    responses = tokenizer.tokenize(pairs.responses)
+    return pa.table(
+        {
+            "unit": [asdict(unit)],
+            "bad_file": pa.array([bad and pickle.dumps(bad)], pa.binary()),
+            "offsets": one_row(pa.array(offsets)),
+            "kept_rows": pa.array([pairs.kept_rows], pa.list_(pa.int32())),
+            "hashes": pa.array([pairs.hashes], pa.list_(pa.binary())),
+            "reasons": pa.array([pairs.reasons], pa.list_(pa.string())),
+            "instruction_ids": one_row(instructions.to_arrow()),
+            "instruction_cut": one_row(pa.array(instructions.cut_N)),
+            "response_ids": one_row(responses.to_arrow()),
+            "response_cut": one_row(pa.array(responses.cut_N)),
+        }
+    )
+
+
+def one_row(values: pa.Array) -> pa.Array:
+    """All values as the one list of a column of one row, without a copy."""
+    return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)

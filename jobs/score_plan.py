@@ -1,0 +1,135 @@
+"""What there is to score and what is scored already, from footers and a listing of sidecars."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from scar_core import storage
+from scar_core.pool.files import BadFile, PoolFile, open_pool, open_sound_files
+from scar_core.pool.sidecars import ScoringKey, Sidecar, find_finished
+from scar_core.pool.units import Unit, plan_units
+from scar_core.store_checks import check_readable, check_writable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from jobs.score import ScoreConfig
+    from scar_core.ranker.model import RankerConfig
+
+logger = logging.getLogger("scar_curate")
+
+FILES_TOLD = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What there is to score, and what is scored already."""
+
+    files: list[PoolFile]
+    bad_files: list[BadFile]
+    """Quarantined; no unit is of them."""
+    units: list[Unit]
+    """In (path, row) order."""
+    key: ScoringKey
+    finished: dict[str, Sidecar]
+    """By unit id."""
+
+    @property
+    def missing(self) -> list[Unit]:
+        """Units without a finished sidecar, in (path, row) order."""
+        return [unit for unit in self.units if unit.id not in self.finished]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the pool."""
+        return sum(unit.rows for unit in self.units)
+
+    @property
+    def files_in(self) -> int:
+        """Files of the pool, sound and quarantined."""
+        return len(self.files) + len(self.bad_files)
+
+    def without(self, bad: Mapping[str, BadFile]) -> Plan:
+        """The same when these files, by path, are quarantined too."""
+        if not bad:
+            return self
+        return replace(
+            self,
+            files=[file for file in self.files if file.path not in bad],
+            bad_files=sorted([*self.bad_files, *bad.values()], key=lambda file: file.path),
+            units=[unit for unit in self.units if unit.path not in bad],
+        )
+
+
+def resolved_precision(config: ScoreConfig) -> Literal["fp32", "bf16"]:
+    """What `auto` means for these actors; CPUs are taken to be like this machine's."""
+    import torch  # noqa: PLC0415
+
+    from scar_core.ranker.linears import bf16_is_native  # noqa: PLC0415 - torch
+
+    if config.precision != "auto":
+        return config.precision
+    fast = config.gpus_per_actor > 0 or bf16_is_native(torch.device("cpu"))
+    return "bf16" if fast else "fp32"
+
+
+def readable_tokens(asked: int, ranker: RankerConfig, *, where: str) -> int:
+    """Tokens of a text that the encoder can read, at most as many as are asked for."""
+    import torch  # noqa: PLC0415
+
+    from scar_core.ranker.encoders import empty_encoder, encoder_config  # noqa: PLC0415 - torch
+    from scar_core.ranker.packing import longest_text  # noqa: PLC0415 - torch
+
+    with torch.device("meta"):  # the shape of the encoder, without its memory
+        encoder = empty_encoder(encoder_config(ranker.encoder_config, where=where))
+    reach = longest_text(encoder)
+    if asked > reach:
+        logger.info("%s: its encoder reads %s tokens, not %s", where, f"{reach:,}", f"{asked:,}")
+    return min(asked, reach)
+
+
+def make_plan(config: ScoreConfig) -> Plan:
+    """Read footers and list sidecars; nothing is started and nothing written.
+
+    Raises:
+        InputError: the pool, the ranker or the access to a store needs fixing.
+    """
+    from scar_core.ranker.checkpoint import check_ranker, ranker_fingerprint  # noqa: PLC0415 - torch
+
+    check_readable([*config.pool, config.ranker])
+    check_writable(storage.absolute(config.out))
+    ranker = check_ranker(config.ranker)
+    files, bad_files = _open_files(config)
+    units = plan_units(files, config)
+    key = ScoringKey(
+        ranker=ranker_fingerprint(config.ranker),
+        instruction_column=config.instruction_column,
+        response_column=config.response_column,
+        max_row_bytes=config.max_row_bytes,
+        max_tokens=readable_tokens(config.max_tokens, ranker, where=config.ranker),
+        precision=resolved_precision(config),
+    )
+    finished = find_finished(storage.absolute(config.out), units, key)
+    plan = Plan(files=files, bad_files=bad_files, units=units, key=key, finished=finished)
+    logger.info(
+        "pool: %s rows in %s files, %s units; %s units are scored already",
+        f"{plan.rows:,}",
+        f"{len(files):,}",
+        f"{len(units):,}",
+        f"{len(finished):,}",
+    )
+    return plan
+
+
+def _open_files(config: ScoreConfig) -> tuple[list[PoolFile], list[BadFile]]:
+    """The sound and the bad files of the pool."""
+    if config.on_bad_file == "fail":
+        return open_pool(config.pool, config), []
+    files, bad = open_sound_files(config.pool, config)
+    for file in bad[:FILES_TOLD]:
+        logger.warning("quarantined: %s", file.message)
+    if len(bad) > FILES_TOLD:
+        logger.warning("quarantined: %s more files", f"{len(bad) - FILES_TOLD:,}")
+    return files, bad
