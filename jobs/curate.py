@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from jobs import cli
+from jobs.before import Before, open_before
+from jobs.comparison import Against
 from jobs.score import ScoreConfig, make_plan, score
 from jobs.scored_pool import check_score_column, open_scores
 from jobs.select_rows import SelectOptions, rescorer_of, select
@@ -29,6 +31,9 @@ class CurateConfig(ScoreConfig, SelectOptions):
     """Directory of the curation: scores/, selected/<run>/ and latest.json; later runs add to it."""
     scores: str | None = None
     """Scores directory, if not the one in --out."""
+    since: Literal["latest"] | None = None
+    """latest: write only those selected rows whose content the run that latest.json names had not
+    selected. Which rows are selected stays the same."""
 
     def __post_init__(self) -> None:
         """Check what both halves check."""
@@ -45,19 +50,26 @@ class CurateConfig(ScoreConfig, SelectOptions):
 def curate(config: CurateConfig) -> str:
     """Score, select, publish, print the report; the directory of the selection.
 
+    It is held against the run that `latest.json` names now, not at the end: what finishes in the
+    meantime, or was published and never named, was not handed out when this run started.
+
     Raises:
         ScarError: as `score` and `select` do. What is scored by then stays.
     """
     out = storage.absolute(config.out)
-    run = f"selected/{new_run_id()}"
+    before = open_before(out)
+    against = Against(before=before, only_new=config.since is not None)
+    run = f"selected/{new_run_id(after=before.folder if isinstance(before, Before) else None)}"
     folder = storage.join(out, run)
     scoring = config.score_config()
     plan = make_plan(scoring)
     check_score_column(plan.files, config.score_column)
     with cli.connected():
         scores = open_scores(score(scoring, plan))
-        report = select(scores, config, rescorer_of(scores, config), folder=folder)
-    write_pointer(out, run, kind="selection")
+        rescorer = rescorer_of(scores, config)
+        report = select(scores, config, rescorer, folder=folder, against=against)
+    if (newest := write_pointer(out, run, kind="selection")) != run:
+        logger.warning("latest.json names %s, which was started after this run", newest)
     print(render(report))  # noqa: T201 - the job's result
     return folder
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import cli, pipeline
 from jobs import select_stages as stages
 from jobs.actors import ActorConfig
+from jobs.comparison import Against, compare
 from jobs.passes import Judged, chunks_of, judge
 from jobs.rescore import Rescorer, settle
 from jobs.scored_pool import Scores, check_score_column, open_scores
@@ -26,10 +27,14 @@ from scar_core.selection.report import render
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from jobs.news import News
     from jobs.select_stages import Told
     from scar_core.selection.radix import Cut
 
 logger = logging.getLogger("scar_curate")
+
+ALONE = Against()
+"""A selection that is held against no other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +76,12 @@ class SelectConfig(SelectOptions, ActorConfig):
 
 
 def select(
-    scores: Scores, options: SelectOptions, rescorer: Rescorer, *, folder: str
+    scores: Scores,
+    options: SelectOptions,
+    rescorer: Rescorer,
+    *,
+    folder: str,
+    against: Against = ALONE,
 ) -> dict[str, Any]:
     """Select, write the rows, publish with a report; the report.
 
@@ -80,6 +90,7 @@ def select(
         options: what to keep.
         rescorer: for bf16 scores.
         folder: of the run; holds nothing yet.
+        against: the run before, and whether only rows that are new are written.
 
     Raises:
         SchemaError: the pool has a column of the name that is to be added.
@@ -93,7 +104,8 @@ def select(
             stages.tell_chunk, chunks_of(units), cut=cut, source_column=options.source_column
         )
     )
-    parts = plan_parts(units, told, megabytes=options.file_megabytes)
+    news = compare(against, scores, units, judged, folder=folder)
+    parts = news.hand_out(plan_parts(units, news.narrow(told), megabytes=options.file_megabytes))
     logger.info(
         "selected %s of %s rows; writing %s files",
         f"{cut.selected:,}",
@@ -106,7 +118,9 @@ def select(
     entries = sorted(written, key=lambda entry: str(entry["path"]))
     report = make_report(scores, options, judged, told)
     report["precision"] = precision
-    _publish(scores, options, folder=folder, cut=cut, report=report, entries=entries)
+    report["counts"] |= news.counts(cut.selected)
+    report |= news.report
+    _publish(scores, options, news, folder=folder, cut=cut, report=report, entries=entries)
     return report
 
 
@@ -188,6 +202,7 @@ def plan_parts(units: Sequence[ScoredUnit], told: Sequence[Told], *, megabytes: 
 def _publish(
     scores: Scores,
     options: SelectOptions,
+    news: News,
     *,
     folder: str,
     cut: Cut,
@@ -195,10 +210,9 @@ def _publish(
     entries: list[dict[str, Any]],
 ) -> None:
     written = sum(entry["rows"] for entry in entries)
-    if written != cut.selected:
-        raise IncompleteError(
-            f"{folder}: {cut.selected:,} rows are selected, {written:,} were written."
-        )
+    wanted = report["counts"].get("written", cut.selected)
+    if written != wanted:
+        raise IncompleteError(f"{folder}: {wanted:,} rows were to be written, {written:,} were.")
     data = to_json(report)
     storage.write_bytes(storage.join(folder, "report.json"), data)
     report_entry = {"path": "report.json", "rows": 0, "bytes": len(data)}
@@ -208,6 +222,7 @@ def _publish(
         config={
             **{name: getattr(options, name) for name in SelectOptions.__dataclass_fields__},
             "scores": storage.portable(scores.folder, base=folder),
+            "since": None if news.wanted is None else "latest",
         },
         inputs=[
             {
@@ -219,7 +234,8 @@ def _publish(
                     storage.read_bytes(storage.join(scores.folder, MANIFEST_NAME))
                 ).hexdigest(),
                 "ranker": scores.manifest["key"]["ranker"],
-            }
+            },
+            *news.inputs,
         ],
         counts=report["counts"],
         threshold=report["threshold"],

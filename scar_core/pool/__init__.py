@@ -4,4 +4,5 @@ rows            what a pair must be to be scored, content hash, the sidecar's co
 files           a pool's Parquet files, footers read, columns checked
 units           a pool → units: the grain of scoring, resuming and counting
 sidecars        the scores of one unit as a small Parquet file; which are finished
+changes         what became of a pool between two runs, and which rows are in both
 """
