@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jobs import cli
 from jobs.before import Before, open_before
 from jobs.comparison import Against
+from jobs.events import recording, tell, tell_published
 from jobs.score import ScoreConfig, make_plan, score
 from jobs.scored_pool import check_score_column, open_scores
 from jobs.select_rows import SelectOptions, rescorer_of, select
@@ -59,19 +60,29 @@ def curate(config: CurateConfig) -> str:
     out = storage.absolute(config.out)
     before = open_before(out)
     against = Against(before=before, only_new=config.since is not None)
-    run = f"selected/{new_run_id(after=before.folder if isinstance(before, Before) else None)}"
-    folder = storage.join(out, run)
+    run = new_run_id(after=before.folder if isinstance(before, Before) else None)
+    with recording(config, job="curate", run=run, default=out):
+        report = _curate(config, against, storage.join(out, "selected", run))
+        newest = write_pointer(out, f"selected/{run}", kind="selection")
+        tell("pointer_written", latest=newest)
+    if newest != f"selected/{run}":
+        logger.warning("latest.json names %s, which was started after this run", newest)
+    print(render(report))  # noqa: T201 - the job's result
+    return storage.join(out, "selected", run)
+
+
+def _curate(config: CurateConfig, against: Against, folder: str) -> dict[str, Any]:
+    """Score, select, publish in a folder; the report."""
     scoring = config.score_config()
     plan = make_plan(scoring)
     check_score_column(plan.files, config.score_column)
     with cli.connected():
         scores = open_scores(score(scoring, plan))
+        tell_published(scores.folder, kind="scores", counts=scores.manifest["counts"])
         rescorer = rescorer_of(scores, config)
         report = select(scores, config, rescorer, folder=folder, against=against)
-    if (newest := write_pointer(out, run, kind="selection")) != run:
-        logger.warning("latest.json names %s, which was started after this run", newest)
-    print(render(report))  # noqa: T201 - the job's result
-    return folder
+    tell_published(folder, kind="selection", counts=report["counts"])
+    return report
 
 
 def job(argv: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jobs import cli, pipeline
 from jobs.actors import WRITER_CPUS, ActorConfig, scored_units
+from jobs.events import EventsConfig, recording, tell, tell_published
 from jobs.progress import Progress
 from scar_core import storage
 from scar_core.errors import IncompleteError
@@ -48,7 +49,7 @@ UNITS_PER_READ = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(PairColumns, UnitConfig, ActorConfig):
+class ScoreConfig(PairColumns, UnitConfig, ActorConfig, EventsConfig):
     """Score every row of a pool with a ranker."""
 
     pool: list[str]
@@ -151,6 +152,13 @@ def make_plan(config: ScoreConfig) -> Plan:
         f"{len(units):,}",
         f"{len(finished):,}",
     )
+    tell(
+        "plan_made",
+        files=len(files),
+        rows=plan.rows,
+        units=len(units),
+        units_done=len(finished),
+    )
     return plan
 
 
@@ -174,6 +182,13 @@ def score(config: ScoreConfig, plan: Plan) -> str:
                 progress.advance(rows=sidecar.unit.rows, tokens=sidecar.tokens)
             progress.finish()
         logger.info("actors waited %.1f%% of the time for their next unit", 100 * waiting.ratio)
+        tell(
+            "scoring_finished",
+            rows=progress.new_rows,
+            tokens=progress.new_tokens,
+            seconds=round(progress.seconds, 3),
+            actor_wait_ratio=round(waiting.ratio, 4),
+        )
     lost = [unit for unit in plan.units if unit.id not in finished]
     if lost:
         raise IncompleteError(
@@ -193,9 +208,18 @@ class Waiting:
     worked_seconds: float = 0.0
 
     def add(self, result: ScoredSidecar) -> None:
-        """Count one unit."""
+        """Count one unit, and tell the metrics."""
         self.waited_seconds += result.waited_seconds
         self.worked_seconds += result.worked_seconds
+        tell(
+            "unit_scored",
+            level=logging.DEBUG,
+            rows=result.sidecar.unit.rows,
+            tokens=result.sidecar.tokens,
+            quarantined=result.sidecar.quarantined,
+            waited_seconds=result.waited_seconds,
+            worked_seconds=result.worked_seconds,
+        )
 
     @property
     def ratio(self) -> float:
@@ -260,6 +284,7 @@ def _publish(config: ScoreConfig, plan: Plan, sidecars: list[Sidecar]) -> str:
             "pool": [storage.portable(path, base=folder) for path in config.pool],
             "ranker": portable_ranker(config.ranker, base=folder),
             "out": storage.portable(scores, base=folder),
+            "events": config.events and storage.portable(config.events, base=folder),
         },
         inputs=[
             {"kind": "ranker", "fingerprint": plan.key.ranker},
@@ -299,8 +324,10 @@ def _pool_entry(file: PoolFile, folder: str) -> dict[str, Any]:
 def job(argv: Sequence[str]) -> None:
     """Parse, score, and say where the scores are."""
     config = cli.parse(ScoreConfig, argv, prog="jobs.score", description=__doc__ or "")
-    folder = score(config, make_plan(config))
-    counts = read_manifest(folder, kind="scores")["counts"]
+    with recording(config, job="score", run=new_run_id(), default=config.out):
+        folder = score(config, make_plan(config))
+        counts = read_manifest(folder, kind="scores")["counts"]
+        tell_published(folder, kind="scores", counts=counts)
     logger.info(
         "%s rows in, %s scored, %s quarantined %s; %s",
         f"{counts['rows_in']:,}",

@@ -13,6 +13,7 @@ from jobs import cli, pipeline
 from jobs import select_stages as stages
 from jobs.actors import ActorConfig
 from jobs.comparison import Against, compare
+from jobs.events import EventsConfig, recording, tell, tell_published
 from jobs.passes import Judged, chunks_of, judge
 from jobs.rescore import Rescorer, settle
 from jobs.scored_pool import Scores, check_score_column, open_scores
@@ -20,7 +21,7 @@ from jobs.select_report import make_report
 from jobs.select_stages import Part, ScoredUnit
 from scar_core import storage
 from scar_core.errors import IncompleteError, InputError
-from scar_core.manifest import MANIFEST_NAME, check_unpublished, publish, to_json
+from scar_core.manifest import MANIFEST_NAME, check_unpublished, new_run_id, publish, to_json
 from scar_core.selection.keep import parse_keep
 from scar_core.selection.report import render
 
@@ -58,7 +59,7 @@ class SelectOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectConfig(SelectOptions, ActorConfig):
+class SelectConfig(SelectOptions, ActorConfig, EventsConfig):
     """Select the best rows of a scored pool."""
 
     scores: str
@@ -112,6 +113,15 @@ def select(
         f"{judged.eligible:,}",
         f"{len(parts):,}",
     )
+    tell(
+        "rows_selected",
+        eligible=judged.eligible,
+        selected=cut.selected,
+        threshold=cut.threshold,
+        files=len(parts),
+    )
+    if "before" in news.report:
+        tell("compared", before=news.report["before"])
     written = pipeline.run(
         stages.write_part, parts, folder=folder, cut=cut, score_column=options.score_column
     )
@@ -250,11 +260,13 @@ def job(argv: Sequence[str]) -> None:
     config = cli.parse(SelectConfig, argv, prog="jobs.select_rows", description=__doc__ or "")
     folder = storage.absolute(config.out)
     check_unpublished(folder)
-    scores = open_scores(config.scores)
-    check_score_column(scores.files, config.score_column)
-    rescorer = rescorer_of(scores, config, ranker=config.ranker)
-    with cli.connected():
-        report = select(scores, config, rescorer, folder=folder)
+    with recording(config, job="select_rows", run=new_run_id()):
+        scores = open_scores(config.scores)
+        check_score_column(scores.files, config.score_column)
+        rescorer = rescorer_of(scores, config, ranker=config.ranker)
+        with cli.connected():
+            report = select(scores, config, rescorer, folder=folder)
+        tell_published(folder, kind="selection", counts=report["counts"])
     print(render(report))  # noqa: T201 - the job's result
     logger.info("%s", storage.join(folder, MANIFEST_NAME))
 

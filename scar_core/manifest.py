@@ -237,11 +237,13 @@ def _read_json(path: str) -> dict[str, Any] | None:
     return value
 
 
-def to_json(value: dict[str, Any]) -> bytes:
-    """Readable JSON, keys in the order they were given; inf and nan, which JSON lacks, as text."""
-    return (
-        json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    )
+def to_json(value: dict[str, Any], *, indent: int | None = 1) -> bytes:
+    """Readable JSON, keys in the order they were given; inf and nan, which JSON lacks, as text.
+
+    Without an indent it is one line.
+    """
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON
