@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import pipeline
 from jobs import select_stages as stages
 from jobs.actors import WRITER_CPUS, ActorConfig, scored_units
+from jobs.events import tell
 from jobs.passes import chunks_of
 from scar_core.errors import RunError
 from scar_core.selection.precision import SAMPLE_ROWS, Errors, list_rescored
@@ -115,7 +116,9 @@ def settle(
     new_rows = 0
     for _ in range(MOST_ROUNDS):
         if rows:
-            new_rows += rescorer.score_again(current, rows)
+            added = rescorer.score_again(current, rows)
+            new_rows += added
+            tell("rows_rescored", rows=added)
             current = rescorer.refresh(units)
             judged = judge(current)
         errors = reduce(add, pipeline.run(stages.errors_chunk, chunks_of(current)), Errors(0, 0.0))

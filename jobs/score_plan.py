@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from jobs.events import tell
 from scar_core import storage
 from scar_core.pool.files import BadFile, PoolFile, open_pool, open_sound_files
 from scar_core.pool.sidecars import ScoringKey, Sidecar, find_finished
@@ -119,6 +120,13 @@ def make_plan(config: ScoreConfig) -> Plan:
         f"{len(files):,}",
         f"{len(units):,}",
         f"{len(finished):,}",
+    )
+    tell(
+        "plan_made",
+        files=len(files),
+        rows=plan.rows,
+        units=len(units),
+        units_done=len(finished),
     )
     return plan
 

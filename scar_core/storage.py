@@ -243,6 +243,17 @@ def list_files(pattern: str, *, suffixes: tuple[str, ...] = ()) -> list[FileInfo
     ]
 
 
+def list_folders(path: str) -> list[str]:
+    """The names of the folders right below a path, sorted; none where nothing is there."""
+    try:
+        with _asked(path) as (filesystem, inner):
+            entries = filesystem.ls(inner, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = (entry["name"] for entry in entries if entry["type"] == "directory")
+    return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+
+
 def static_folder(pattern: str) -> str:
     """The folder whose contents a path, folder or glob names: the deepest above any glob mark."""
     pattern = absolute(pattern)
