@@ -58,13 +58,15 @@ def _ask(filesystem: Any, inner: str) -> None:  # noqa: ANN401 - fsspec has no t
 
 
 def _try_puts(filesystem: Any, folder: str) -> None:  # noqa: ANN401 - as above
-    refused = False
     path = f"{folder.rstrip('/')}/.scar-{secrets.token_hex(8)}"
     filesystem.pipe_file(path, b"1")
     try:
         filesystem.pipe_file(path, b"2", mode="create")
-    except (OSError, ValueError, NotImplementedError):
-        refused = bool(filesystem.cat_file(path) == b"1")
+        refused = False
+    except OSError as error:
+        refused = stores.error_code(error) != "NotImplemented"
+    except (ValueError, NotImplementedError):
+        refused = False
     finally:
         filesystem.rm_file(path)
     if not refused:
