@@ -45,8 +45,10 @@ def _check(path: str, ask: Callable[[Any, str], None]) -> None:
         raise
     except StoreError as error:
         raise AccessError(str(error)) from error
-    except OSError as error:
-        raise AccessError(f"{stores.without_secret(path)}: {error}") from error
+    except (OSError, TypeError, ValueError) as error:  # the latter two: options that make no sense
+        raise AccessError(
+            f"{stores.without_secret(path)}: {error}. Check the path and --storage-options."
+        ) from error
 
 
 def _ask(filesystem: Any, inner: str) -> None:  # noqa: ANN401 - fsspec has no types

@@ -343,6 +343,42 @@ def test_options_that_are_none_are_refused_unseen(
     assert "secret-1" not in told
 
 
+def test_any_scheme_gets_its_options_and_no_other_ones() -> None:
+    """Stores that fsspec knows are reached alike; nothing but S3 is given AWS's variables."""
+
+    class Elsewhere(MemoryFileSystem):  # type: ignore[misc]
+        protocol = "elsewhere"
+        given: ClassVar[list[object]] = []
+
+        def __init__(self, token: str = "", **options: object) -> None:
+            self.given.append((token, options.keys() - {"use_listings_cache"}))
+            super().__init__()
+
+    fsspec.register_implementation("elsewhere", Elsewhere, clobber=True)
+    stores.set_options({"elsewhere": {"token": "t"}, "s3": {"key": "k"}})
+    storage.write_bytes("elsewhere://bucket/a", b"1")
+    assert Elsewhere.given == [("t", set())]
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "told"),
+    [
+        ("gs://bucket/out", None, "gcsfs"),
+        ("nowhere://bucket/out", None, "Protocol not known"),
+        ("s3://scar/out", {"no_such_option": 1}, "no_such_option"),
+        ("s3://scar/out", {"endpoint_url": "no-url"}, "Invalid endpoint"),
+    ],
+)
+def test_options_and_schemes_that_make_no_sense_are_a_sentence(
+    s3_folder: str, url: str, options: dict[str, Any] | None, told: str
+) -> None:
+    """Not a traceback."""
+    assert s3_folder
+    stores.set_options(options)
+    with pytest.raises(AccessError, match=told):
+        store_checks.check_writable(url)
+
+
 def test_every_stage_carries_the_access() -> None:
     """There is one way to hand work to workers, and it takes the access along."""
     users = [
