@@ -150,8 +150,8 @@ def run_job(job: Callable[[Sequence[str]], None], argv: Sequence[str] | None = N
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
     )
-    # Hugging Face libraries log their HTTP requests at INFO.
-    for noisy in ("httpx", "httpcore", "urllib3"):
+    # Hugging Face libraries log their HTTP requests at INFO, AWS's where they find credentials.
+    for noisy in ("httpx", "httpcore", "urllib3", "botocore", "aiobotocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         job(sys.argv[1:] if argv is None else argv)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 import shutil
 import tempfile
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from scar_core import local_files, stores
 from scar_core.errors import InputError
@@ -26,10 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GLOB_MARKS = frozenset("*?[")
+# A glob that ends so names files of one folder, not what lies below it.
+LEAF_SUFFIXES = (".parquet", ".pq", ".jsonl", ".json", ".gz")
 
 # A put that meets another one under way is answered with a conflict: neither of them is there yet.
 CONFLICT_WAIT_SECONDS = (0.2, 0.5, 1.0, 2.0)
 UPLOAD_ATTEMPTS = 3
+# A file of two of these and more goes to S3 in parts, several at a time; a reset costs one of them.
+PART_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,18 +130,24 @@ def read_bytes(path: str) -> bytes:
         return bytes(filesystem.cat_file(inner, **one))
 
 
-def open_input(path: str, *, size_bytes: int | None = None) -> BinaryIO:
+def open_input(path: str, *, listed: FileInfo | None = None) -> BinaryIO:
     """A seekable file for reading parts of it, and never more than is asked for; close it.
 
-    With its size, where it is known, a store need not be asked for it. Without, a file that is
-    replaced while it is read is an error.
+    A store need not be asked about a file that was just listed. Without `listed` it is an error if
+    S3 finds the file replaced while it is read.
     """
     with _asked(path) as (filesystem, inner):
-        known = size_bytes is not None and stores.S3 & set(_protocols(filesystem))
-        options = {"size": size_bytes} if known else {}
+        known = listed is not None and stores.S3 & set(_protocols(filesystem))
+        options = {"size": listed.size_bytes} if listed is not None and known else {}
         # s3fs would read 50 MiB ahead, and do so at each step between two columns read in turn.
-        opened: BinaryIO = filesystem.open(inner, "rb", cache_type="none", **options)
-    return opened if is_local(path) else cast("BinaryIO", stores.StoredFile(opened, path))
+        opened = filesystem.open(inner, "rb", cache_type="none", **options)
+        if listed is not None and known:  # else s3fs asks for them at the first read
+            opened.details = {"name": inner, "size": listed.size_bytes, "type": "file"}
+    return (
+        cast("BinaryIO", opened)
+        if is_local(path)
+        else cast("BinaryIO", stores.StoredFile(opened, path))
+    )
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:  # noqa: ANN401 - as above
@@ -161,9 +173,10 @@ def open_output(path: str) -> Iterator[BinaryIO]:
 
 def _upload(filesystem: Any, local: str, inner: str) -> None:  # noqa: ANN401 - as above
     """Put a local file, in parts if it is large, which appear together or not at all."""
+    parts = {"chunksize": PART_BYTES} if stores.S3 & set(_protocols(filesystem)) else {}
     for attempt in range(UPLOAD_ATTEMPTS):
         try:
-            filesystem.put_file(local, inner)
+            filesystem.put_file(local, inner, **parts)
         except FileNotFoundError as error:
             # The parts were put together, the answer was lost, and the store knows them no more.
             if stores.error_code(error) != "NoSuchUpload" or attempt == UPLOAD_ATTEMPTS - 1:
@@ -274,18 +287,41 @@ def _found(pattern: str, root: str) -> dict[str, FileInfo | None]:
         return dict.fromkeys(name[len(root) :].lstrip("/") for name in files)
     with _asked(pattern) as (filesystem, inner):
         top = filesystem._strip_protocol(root)  # noqa: SLF001 - fsspec's name for "path inside it"
-        entries = (filesystem.find if inner == top else filesystem.glob)(inner, detail=True)
-        searched = None
-        for name in sorted(name for name, entry in entries.items() if entry["type"] == "directory"):
-            if searched is None or not name.startswith(f"{searched}/"):
-                searched = name
-                entries |= filesystem.find(name, detail=True)
+        entries = _entries(filesystem, inner, top)
     names = {name: name[len(top) :].lstrip("/") for name in entries}
     return {
         names[name]: _file_info(join(root, names[name]), entry)
         for name, entry in entries.items()
         if entry["type"] == "file"
     }
+
+
+def _entries(filesystem: Any, inner: str, top: str) -> dict[str, dict[str, Any]]:  # noqa: ANN401
+    """Of all files below a folder those that it, or a glob, names: one listing, in pages.
+
+    fsspec's `glob` would list each folder that matches by itself, a thousand days one by one.
+    """
+    if inner == top:
+        return dict(filesystem.find(inner, detail=True))
+    first, *more = inner[len(top) :].lstrip("/").split("/")
+    if not more and first.endswith(LEAF_SUFFIXES):
+        return dict(filesystem.glob(inner, detail=True))
+    start = {}
+    if stores.S3 & set(_protocols(filesystem)):
+        start["prefix"] = re.split(r"[*?[]", first)[0]
+    named = re.compile(glob_translate(inner)).match
+    return {
+        name: entry
+        for name, entry in filesystem.find(top, detail=True, **start).items()
+        if any(named(path) for path in _with_parents(name, top))
+    }
+
+
+def _with_parents(name: str, top: str) -> Iterator[str]:
+    """A path and the folders above it, as far as they lie below another."""
+    while len(name) > len(top):
+        yield name
+        name = name.rpartition("/")[0]
 
 
 def stat(path: str) -> FileInfo:

@@ -45,8 +45,10 @@ def _check(path: str, ask: Callable[[Any, str], None]) -> None:
         raise
     except StoreError as error:
         raise AccessError(str(error)) from error
-    except OSError as error:
-        raise AccessError(f"{stores.without_secret(path)}: {error}") from error
+    except (OSError, TypeError, ValueError) as error:  # the latter two: options that make no sense
+        raise AccessError(
+            f"{stores.without_secret(path)}: {error}. Check the path and --storage-options."
+        ) from error
 
 
 def _ask(filesystem: Any, inner: str) -> None:  # noqa: ANN401 - fsspec has no types
@@ -58,13 +60,15 @@ def _ask(filesystem: Any, inner: str) -> None:  # noqa: ANN401 - fsspec has no t
 
 
 def _try_puts(filesystem: Any, folder: str) -> None:  # noqa: ANN401 - as above
-    refused = False
     path = f"{folder.rstrip('/')}/.scar-{secrets.token_hex(8)}"
     filesystem.pipe_file(path, b"1")
     try:
         filesystem.pipe_file(path, b"2", mode="create")
-    except (OSError, ValueError, NotImplementedError):
-        refused = bool(filesystem.cat_file(path) == b"1")
+        refused = False
+    except OSError as error:
+        refused = stores.error_code(error) != "NotImplemented"
+    except (ValueError, NotImplementedError):
+        refused = False
     finally:
         filesystem.rm_file(path)
     if not refused:

@@ -57,10 +57,9 @@ class Access:
 
     def of(self, scheme: str) -> dict[str, Any]:
         """The options of one scheme's stores, as they were given."""
-        values = self.options.values()
+        schemes = {*fsspec.available_protocols(), *fsspec.registry}
         by_scheme = bool(self.options) and all(
-            isinstance(value, dict) and name in fsspec.available_protocols()
-            for name, value in zip(self.options, values, strict=True)
+            isinstance(value, dict) and name in schemes for name, value in self.options.items()
         )
         return dict(self.options.get(scheme, {}) if by_scheme else self.options)
 
@@ -93,12 +92,21 @@ def filesystem(url: str, *, patient: bool = True) -> tuple[Any, str]:
     """The file system of a URL, and the path inside it; listings are never cached.
 
     One that is not patient gives up on a store that cannot be reached within seconds.
+
+    Raises:
+        AccessError: the scheme is not known here, or its options are not.
     """
     schemes = {part.partition("://")[0] for part in url.split("::")}
     options = {scheme: _here.of(scheme) for scheme in schemes}
     for scheme in schemes & S3:
         options[scheme] = _s3_options(options[scheme], _here.aws(), patient=patient)
-    found: tuple[Any, str] = fsspec.core.url_to_fs(url, **options, use_listings_cache=False)
+    try:
+        found: tuple[Any, str] = fsspec.core.url_to_fs(url, **options, use_listings_cache=False)
+    except (ImportError, ValueError, TypeError) as error:
+        raise AccessError(
+            f"{without_secret(url)}: {error}. Check the scheme and --storage-options; a store "
+            "other than S3 needs its fsspec package installed, on workers too."
+        ) from error
     return found
 
 

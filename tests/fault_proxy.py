@@ -38,10 +38,12 @@ class Faults:
     """Wait before every request."""
     down: bool = False
     """Cut every connection."""
+    most: int | None = None
+    """Faults in all, from the time this is set; None: no end."""
     match: bytes = b""
     """Only requests with these bytes in their head, such as `PUT ` or `manifest.json`."""
 
-    def set(self, **values: float | bool | bytes) -> None:
+    def set(self, **values: float | bool | bytes | None) -> None:
         """Change some."""
         for name, value in values.items():
             if name not in {item.name for item in fields(self)}:
@@ -139,6 +141,9 @@ class _Connections:
         faults = self.proxy.faults
         share: float = getattr(faults, name)
         hit = share > 0 and faults.match in head and self.rng.random() < share
+        if hit and faults.most is not None:
+            hit = faults.most > 0
+            faults.most -= 1
         if hit:
             self.proxy.count(name)
         return hit

@@ -223,7 +223,7 @@ def open_file(info: storage.FileInfo, *, path: str, columns: PairColumns) -> Poo
     """
     try:
         with (
-            storage.open_input(info.path, size_bytes=info.size_bytes) as opened,
+            storage.open_input(info.path, listed=info) as opened,
             pq.ParquetFile(opened) as parquet,
         ):
             metadata, schema = parquet.metadata, parquet.schema_arrow

@@ -66,7 +66,7 @@ class Arrow:
 
 
 class Python:
-    """s3fs, on aiobotocore."""
+    """s3fs, on aiobotocore, as `storage` uses it."""
 
     def __init__(self, endpoint: str) -> None:
         self.fs = s3fs.S3FileSystem(
@@ -79,7 +79,10 @@ class Python:
         )
 
     def open(self, path: str, size: int | None = None) -> Any:  # noqa: ANN401 - a file
-        return self.fs.open(path, "rb", cache_type="none", size=size)
+        file = self.fs.open(path, "rb", cache_type="none", size=size)
+        if size is not None:  # as storage.open_input does with a file that was listed
+            file.details = {"name": path, "size": size, "type": "file"}
+        return file
 
     def get(self, path: str) -> bytes:
         return bytes(self.fs.cat_file(path, max_concurrency=1))
