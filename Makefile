@@ -40,5 +40,5 @@ soak: .venv/ready
 	$(PY) -m pytest -m soak --timeout 7200
 
 bench: .venv/ready
-	$(PY) -m pip install --quiet --constraint constraints.txt '.[bench]'
-	$(PY) tests/bench/scoring.py
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(PY) -m tests.bench.scoring

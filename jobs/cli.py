@@ -28,6 +28,8 @@ JOBS = {
     "curate": "jobs.curate",
 }
 
+HELP_FIRST = ("help", "config", "print_config")
+
 # Enough for the blocks in flight (a few units of token ids); Ray's default is 30 % of the memory.
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 
@@ -65,6 +67,9 @@ def parser_of(config_class: type[Config], *, prog: str, description: str) -> Job
         "--config", action="config", help="YAML file with the same fields; flags override it."
     )
     parser.add_class_arguments(config_class, as_group=False)
+    # What must be given comes first in --help; argparse itself has no word for it.
+    for listed in (parser._actions, *(group._group_actions for group in parser._action_groups)):  # noqa: SLF001
+        listed.sort(key=lambda action: not (action.required or action.dest in HELP_FIRST))
     return parser
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cli
+from jobs import cli, curate
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -119,3 +119,10 @@ def test_every_flag_has_help_that_says_something() -> None:
         parser = cli.parser_of(config_class, prog=module, description="")
         silent = [a.option_strings for a in parser._actions if len(str(a.help or "")) < 20]  # noqa: SLF001 - argparse has no other way
         assert not silent, f"{module}: {silent}"
+
+
+def test_help_begins_with_what_must_be_given() -> None:
+    """The four flags that a person needs are not to be looked for among twenty."""
+    parser = cli.parser_of(curate.CurateConfig, prog="jobs.curate", description="")
+    head = parser.format_help().partition("[--source-column")[0]
+    assert all(f"--{flag}" in head for flag in ("pool", "ranker", "keep", "out"))

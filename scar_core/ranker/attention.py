@@ -138,11 +138,17 @@ def _bf16_without_amx(x: Tensor) -> bool:
 def attend_in_bf16(
     q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None, scale: float | None
 ) -> Tensor:
-    """Plain attention: 1.4 to 1.7 times as fast as torch's on AMD Zen 4, and slower with AMX."""
-    weights = (q @ k.transpose(-1, -2)) * (scale if scale is not None else q.shape[-1] ** -0.5)
+    """Plain attention of [N, H, L, E]: faster than torch's on AMD Zen 4 and 5, slower with AMX.
+
+    The scale is applied inside the product: a pass over the weights less, and a rounding.
+    """
+    N, H, L, E = q.shape
+    q, k, v = (x.reshape(N * H, L, E) for x in (q, k, v))
+    nothing = q.new_empty(1).expand(N * H, L, L)
+    weights = torch.baddbmm(nothing, q, k.mT, beta=0, alpha=E**-0.5 if scale is None else scale)
     if attn_mask is not None:
         weights = weights.masked_fill(~attn_mask, -torch.inf)
-    return weights.softmax(-1) @ v
+    return (weights.softmax(-1) @ v).view(N, H, L, E)
 
 
 def band(tokens: int, window: int | None, device: torch.device) -> Tensor | None:

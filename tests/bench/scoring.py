@@ -49,7 +49,8 @@ DEFAULT_PEERS = ("scar-tool", "pipeline", "cross-encoder", "fp32", "bf16", "bf16
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the rounds of each shape, print a table, write JSON."""
     args = parse(argv)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # The peers draw bars and report on every load.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     torch.set_num_threads(1)
     pairs = read_pairs(args.data)
     results: dict[str, Any] = {"machine": machine(args.device), "shapes": {}}
