@@ -27,6 +27,8 @@ logger = logging.getLogger("scar_curate")
 READER_CPUS = 0.5
 WRITER_CPUS = 0.1
 STALLS_AT_MOST = 30
+# Ray's own is for ever: a file that crashes whoever reads it would keep a run from ending.
+READER_RETRIES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +151,7 @@ def scored_units(
             "on_bad_file": on_bad_file,
         },
         num_cpus=READER_CPUS,
+        max_retries=READER_RETRIES,
     )
     return pipeline.stage(
         tokenized,

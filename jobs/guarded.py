@@ -16,11 +16,14 @@ were split.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
-from multiprocessing.connection import wait
+import time
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -31,7 +34,6 @@ from scar_core.ranker.encoding import TokenRows, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from multiprocessing.connection import Connection
 
     from numpy.typing import NDArray
 
@@ -44,8 +46,9 @@ GOOD_PAIR = ("Name a prime number.", "Seven is a prime number.")
 SECONDS_BETWEEN_BEATS = 1.0
 MESSAGE_CHARACTERS = 300
 
-# A fork would copy the threads' locks of a Ray worker, and CUDA does not survive one.
-_CONTEXT = multiprocessing.get_context("spawn")
+# A fork would copy the locks of a Ray worker's threads, and CUDA does not survive one;
+# multiprocessing's spawn would run the worker's main module again, and with it import Ray.
+CHILD = "import sys; from jobs.guarded import serve; serve(int(sys.argv[1]))"
 
 
 class TokenScorer(Protocol):
@@ -122,7 +125,7 @@ class GuardedScorer:
     def close(self) -> None:
         """End the child."""
         self._child.kill()
-        self._child.join()
+        self._child.wait()
         self._connection.close()
 
     def _split(self, texts: Texts, rows_K: NDArray[np.int64]) -> Guarded:
@@ -173,8 +176,7 @@ class GuardedScorer:
                 if kind != "batch":
                     return kind, value
         except (EOFError, OSError):
-            self._child.join()
-            return "crashed", f"the scoring process ended by {_how(self._child.exitcode)}"
+            return "crashed", f"the scoring process ended by {_how(self._child.wait())}"
         return "timed_out", f"no batch was finished within {self._stall_seconds:g} s"
 
 
@@ -187,40 +189,43 @@ def _halves(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return [rows] if len(rows) == 1 else np.array_split(rows, 2)[::-1]
 
 
-def _how(code: int | None) -> str:
+def _how(code: int) -> str:
     """A process's end in words."""
-    if code is not None and code < 0:
-        return signal.Signals(-code).name
-    return f"exit code {code}"
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def _start(load: Load) -> tuple[Any, Connection]:
+def _start(load: Load) -> tuple[subprocess.Popen[bytes], Connection]:
     """A child whose scorer is loaded, and the way to it."""
-    ours, theirs = _CONTEXT.Pipe()
-    # The ranker may lie in a store that only the driver's options reach.
-    arguments = (theirs, load, stores.carried())
-    child = _CONTEXT.Process(target=_serve, args=arguments, daemon=True)
-    child.start()
-    theirs.close()
+    ours, theirs = Pipe()
+    with theirs:
+        child = subprocess.Popen(  # noqa: S603 - this program itself
+            [sys.executable, "-c", CHILD, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
     try:
+        # The ranker may lie in a store that only the driver's options reach.
+        ours.send((load, stores.carried()))
         kind, value = ours.recv()
-    except EOFError:
-        child.join()
+    except (EOFError, OSError):
         raise RunError(
-            f"the scoring process ended by {_how(child.exitcode)} while it loaded the ranker. "
+            f"the scoring process ended by {_how(child.wait())} while it loaded the ranker. "
             "Most often the memory is too small: use fewer actors."
         ) from None
     if kind == "failed":
-        child.join()
+        child.wait()
         raise value if isinstance(value, ScarError) else RunError(value)
     return child, ours
 
 
-def _serve(connection: Connection, load: Load, access: stores.Access) -> None:
-    """The child: load, then score what is sent until the parent is gone."""
-    stores.carry(access)
+def serve(descriptor: int) -> None:
+    """The child: load what is sent first, then score what is sent until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to end
+    parent = os.getppid()
+    connection = Connection(descriptor)
     try:
+        load, access = connection.recv()
+        stores.carry(access)
         scorer = load()
     except ScarError as error:
         connection.send(("failed", error))
@@ -230,7 +235,8 @@ def _serve(connection: Connection, load: Load, access: stores.Access) -> None:
         return
     connection.send(("ready", None))
     lock = threading.Lock()
-    threading.Thread(target=_watch, args=(connection, lock, scorer), daemon=True).start()
+    watching = (connection, lock, scorer, parent)
+    threading.Thread(target=_watch, args=watching, daemon=True).start()
     while True:
         try:
             texts = connection.recv()
@@ -252,10 +258,11 @@ def _answer(scorer: TokenScorer, texts: Texts | None) -> tuple[str, Any]:
         return "failed", _told(error)
 
 
-def _watch(connection: Connection, lock: threading.Lock, scorer: TokenScorer) -> None:
+def _watch(connection: Connection, lock: threading.Lock, scorer: TokenScorer, parent: int) -> None:
     """Tell the parent of finished batches, and end when it is gone."""
-    parent, seen = multiprocessing.parent_process(), 0
-    while parent is not None and not wait([parent.sentinel], SECONDS_BETWEEN_BEATS):
+    seen = 0
+    while os.getppid() == parent:
+        time.sleep(SECONDS_BETWEEN_BEATS)
         done = getattr(getattr(scorer, "stats", None), "batches", 0)
         if done != seen:
             seen = done

@@ -9,7 +9,7 @@ from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobs import cli, pipeline
-from jobs.actors import WRITER_CPUS, ActorConfig, scored_units
+from jobs.actors import READER_RETRIES, WRITER_CPUS, ActorConfig, scored_units
 from jobs.events import EventsConfig, recording, tell, tell_published
 from jobs.progress import Progress
 from jobs.publish_scores import publish_scores
@@ -156,6 +156,8 @@ def _run(
     config: ScoreConfig, plan: Plan, load: Callable[..., TokenScorer] | None
 ) -> Iterator[ScoredSidecar | BadFile]:
     """Sidecars of the missing units as they are finished, and files that could not be read."""
+    from ray.exceptions import WorkerCrashedError  # noqa: PLC0415
+
     from jobs.score_stages import write_sidecars  # noqa: PLC0415 - torch
 
     scored = scored_units(
@@ -175,7 +177,13 @@ def _run(
         batch_format="pyarrow",
         num_cpus=WRITER_CPUS,
     )
-    yield from pipeline.results(written)
+    try:
+        yield from pipeline.results(written)
+    except WorkerCrashedError as error:
+        raise RunError(
+            f"a worker that read the pool died {READER_RETRIES} times: too little memory, or a "
+            "file that crashes its reader. Start again: finished units are kept."
+        ) from error
 
 
 def read_tasks(plan: Plan) -> list[Any]:

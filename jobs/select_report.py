@@ -45,7 +45,7 @@ def make_report(
             "not_selected": counts.eligible - cut.selected,
             "quarantined": counts.quarantined,
         },
-        "files": {"in": of_scores["files_in"], "quarantined": of_scores["files_quarantined"]},
+        "files": {name: of_scores[f"files_{name}"] for name in ("in", "scored", "quarantined")},
         "threshold": cut.threshold,
         "tokens": of_scores["tokens"],
         "cut_tokens": of_scores["cut_tokens"],

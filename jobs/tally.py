@@ -49,7 +49,8 @@ class Tally:
             refuse_row(storage.absolute(self.config.out), sidecar, self.config)
         self._quarantined[sidecar.unit.path] += bad
         self._bad_rows += bad
-        if self._bad_rows > self._rows_in * self.config.max_bad_ratio:  # exactly, and once
+        # Cheap first: the exact check adds up all bad files.
+        if self._bad_rows > self._rows_in * self.config.max_bad_ratio:
             self._check()
 
     def add_file(self, file: BadFile) -> None:

@@ -17,7 +17,7 @@ import pytest
 from jobs import cli, score, select_rows
 from jobs.score import ScoreConfig
 from jobs.score_plan import make_plan
-from scar_core.errors import PoolFileError
+from scar_core.errors import InputError, PoolFileError, RunError
 from scar_core.pool.quarantine import QUARANTINE_SCHEMA
 from scar_core.ranker.encoding import TextTokenizer
 from tests.faulty_scorers import MARKED, PlainScorer, load_marked
@@ -282,14 +282,22 @@ def test_a_run_that_may_not_quarantine_so_much_publishes_nothing(
     assert published(scores) == before
 
 
-def test_the_first_bad_row_stops_a_run(tmp_path: Path, ranker: Path, scored: Path) -> None:
-    """In a pool that was never scored; what is finished by then is kept, nothing is published."""
-    pool = scored.parent.parent.parent / "pool"
-    arguments = ["--pool", str(pool / "null.parquet"), "--ranker", str(ranker)]
-    arguments += ["--out", str(tmp_path), "--on-bad-row", "fail"]
-    assert cli.run_job(score.job, arguments) == 2
-    assert published(tmp_path) == []
-    assert len(list(tmp_path.glob("sidecars/*/*"))) == 1
+def test_the_first_bad_row_stops_a_run(
+    tmp_path: Path, ranker: Path, load: Callable[..., PlainScorer]
+) -> None:
+    """What is finished by then is kept, nothing is published; by default half of all may be bad."""
+    pq.write_table(table_of([*TEXTS[:3], None]), tmp_path / "a.parquet")
+    arguments = (tmp_path / "a.parquet", ranker, tmp_path / "out")
+    strict = config_of(*arguments, on_bad_row="fail")
+    with pytest.raises(InputError, match=r"a\.parquet row 3: 'response' is null \(response_null\)"):
+        score.score(strict, make_plan(strict), load=load)
+    assert len(list(tmp_path.glob("out/sidecars/*/*"))) == 1
+    few = config_of(*arguments, max_bad_ratio=0.2)
+    with pytest.raises(RunError, match=r"1 of 4 rows cannot be scored \(25\.00%\)"):
+        score.score(few, make_plan(few), load=load)
+    assert published(tmp_path / "out") == []
+    many = config_of(*arguments)
+    assert manifest_of(Path(score.score(many, make_plan(many), load=load)))["counts"]["scored"] == 3
 
 
 def test_a_file_that_is_gone_stops_a_run_unless_it_may_be_quarantined(
