@@ -141,30 +141,24 @@ def scored_units(
     patience_seconds = STALLS_AT_MOST * actors.batch_timeout_seconds
     if 0 < context.execution_no_progress_timeout_s < patience_seconds:
         context.execution_no_progress_timeout_s = patience_seconds
-    return (
-        pipeline.source(tasks)
-        .map_batches(
-            read_and_tokenize,
-            fn_kwargs={
-                "ranker": place,
-                "columns": columns,
-                "max_tokens": max_tokens,
-                "on_bad_file": on_bad_file,
-            },
-            batch_size=1,
-            num_cpus=READER_CPUS,
-            max_retries=READER_RETRIES,
-        )
-        .map_batches(
-            stages.ScoreUnits,
-            fn_constructor_kwargs={
-                "load": loaded,
-                "stall_seconds": actors.batch_timeout_seconds,
-            },
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=low, max_size=high),
-            num_cpus=0 if on_gpu else actors.cpus_per_actor,
-            num_gpus=actors.gpus_per_actor,
-        )
+    tokenized = pipeline.stage(
+        pipeline.source(tasks),
+        read_and_tokenize,
+        fn_kwargs={
+            "ranker": place,
+            "columns": columns,
+            "max_tokens": max_tokens,
+            "on_bad_file": on_bad_file,
+        },
+        num_cpus=READER_CPUS,
+        max_retries=READER_RETRIES,
+    )
+    return pipeline.stage(
+        tokenized,
+        stages.ScoreUnits,
+        fn_constructor_kwargs={"load": loaded, "stall_seconds": actors.batch_timeout_seconds},
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(min_size=low, max_size=high),
+        num_cpus=0 if on_gpu else actors.cpus_per_actor,
+        num_gpus=actors.gpus_per_actor,
     )

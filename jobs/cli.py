@@ -8,10 +8,14 @@ import sys
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
+import yaml
 from jsonargparse import ActionYesNo, ArgumentParser, set_parsing_settings
+from jsonargparse.typing import register_type
 
+from scar_core import stores
 from scar_core.errors import InputError, ScarError
 
 if TYPE_CHECKING:
@@ -66,11 +70,56 @@ def parser_of(config_class: type[Config], *, prog: str, description: str) -> Job
     parser.add_argument(
         "--config", action="config", help="YAML file with the same fields; flags override it."
     )
+    parser.add_argument(
+        "--storage-options",
+        type=StorageOptions,
+        metavar="OPTIONS",
+        help="Options for fsspec as a YAML or JSON mapping, or a file that holds one: of every "
+        "store, or by scheme: {s3: {endpoint_url: ...}, gs: {...}}. Never stored or logged; "
+        "by default the AWS_* variables and fsspec's own defaults lead to a store.",
+    )
     parser.add_class_arguments(config_class, as_group=False)
     # What must be given comes first in --help; argparse itself has no word for it.
     for listed in (parser._actions, *(group._group_actions for group in parser._action_groups)):  # noqa: SLF001
         listed.sort(key=lambda action: not (action.required or action.dest in HELP_FIRST))
     return parser
+
+
+class StorageOptions:
+    """What --storage-options gives; it shows itself to nobody."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+
+    def __repr__(self) -> str:
+        """Not what is in it."""
+        return "StorageOptions(hidden)"
+
+
+def _read_options(given: object) -> StorageOptions:
+    """The options of a mapping, of one as text, or of a file; ValueError where there is none."""
+    if isinstance(given, StorageOptions):
+        return given
+    if isinstance(given, str) and not given.lstrip().startswith("{") and Path(given).is_file():
+        given = Path(given).read_text("utf-8")
+    try:
+        values = yaml.safe_load(given) if isinstance(given, str) else given
+    except yaml.YAMLError as error:
+        # Without the text and what it was raised from: both may hold a secret.
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
+        raise ValueError(f"storage options are no YAML{where}") from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ValueError("storage options are a mapping, or a file that holds one; this is neither")
+    return StorageOptions(values)
+
+
+register_type(
+    StorageOptions,
+    serializer=lambda _: "(hidden)",
+    deserializer=_read_options,
+    type_check=lambda value, _: isinstance(value, StorageOptions),
+)
 
 
 def parse(
@@ -80,6 +129,8 @@ def parse(
     parser = parser_of(config_class, prog=prog, description=description)
     values = parser.parse_args(list(argv))
     values.pop("config", None)
+    options = values.pop("storage_options", None)
+    stores.set_options(options.values if options is not None else None)
     try:
         return config_class(**values.as_dict())
     except ValueError as error:
@@ -92,7 +143,7 @@ def resolved(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any config datacl
 
 
 def run_job(job: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
-    """Run a job; its exit code: 0 done, 1 broke, 2 the input needs fixing.
+    """Run a job; its exit code: 0 done, 1 broke, 2 the input needs fixing, 3 another run is on it.
 
     A ScarError is one line for the operator; anything else is a bug and keeps its traceback.
     """

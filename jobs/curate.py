@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from jobs import cli
+from jobs.before import Before, open_before
+from jobs.comparison import Against
+from jobs.events import recording, tell, tell_published
 from jobs.score import ScoreConfig, score
 from jobs.score_plan import make_plan
 from jobs.scored_pool import check_score_column, open_scores
 from jobs.select_rows import SelectOptions, rescorer_of, select
 from scar_core import storage
+from scar_core.lease import held
 from scar_core.manifest import MANIFEST_NAME, new_run_id, write_pointer
 from scar_core.selection.report import render
+from scar_core.store_checks import check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,11 +35,20 @@ class CurateConfig(ScoreConfig, SelectOptions):
     """Directory of the curation: scores/, selected/<run>/ and latest.json; later runs add to it."""
     scores: str | None = None
     """Scores directory, if not the one in --out."""
+    wait: bool = False
+    """Wait while another run holds --out, instead of ending with exit code 3."""
+    lease_seconds: float = 120.0
+    """A run that shows no sign of life for so long loses --out to the next one; at least 1."""
+    since: Literal["latest"] | None = None
+    """latest: write only those selected rows whose content the run that latest.json names had not
+    selected. Which rows are selected stays the same."""
 
     def __post_init__(self) -> None:
         """Check what both halves check."""
         ScoreConfig.__post_init__(self)
         SelectOptions.__post_init__(self)
+        if not self.lease_seconds >= 1:
+            raise ValueError(f"lease_seconds must be at least 1, got {self.lease_seconds}")
 
     def score_config(self) -> ScoreConfig:
         """The scoring half."""
@@ -46,21 +60,46 @@ class CurateConfig(ScoreConfig, SelectOptions):
 def curate(config: CurateConfig) -> str:
     """Score, select, publish, print the report; the directory of the selection.
 
+    It is held against the run that `latest.json` names when this one has the curation to itself,
+    not at the end: what was published and never named was not handed out.
+
     Raises:
         ScarError: as `score` and `select` do. What is scored by then stays.
+        LeaseError: another run holds the directory.
     """
     out = storage.absolute(config.out)
-    run = f"selected/{new_run_id()}"
-    folder = storage.join(out, run)
+    named = open_before(out)
+    run = new_run_id(after=named.folder if isinstance(named, Before) else None)
+    with recording(config, job="curate", run=run, default=out):
+        report, newest = _curate(config, out, run=f"selected/{run}")
+    if newest != f"selected/{run}":
+        logger.warning("latest.json names %s, which was started after this run", newest)
+    print(render(report))  # noqa: T201 - the job's result
+    return storage.join(out, "selected", run)
+
+
+def _curate(config: CurateConfig, out: str, *, run: str) -> tuple[dict[str, Any], str]:
+    """Plan; then, alone on the curation, score, select and publish: report, what is newest now."""
     scoring = config.score_config()
+    if config.scores is not None:  # else the plan looks at the same store
+        check_writable(out)
     plan = make_plan(scoring)
     check_score_column(plan.files, config.score_column)
-    with cli.connected():
-        scores = open_scores(score(scoring, plan))
-        report = select(scores, config, rescorer_of(scores, config), folder=folder)
-    write_pointer(out, run, kind="selection")
-    print(render(report))  # noqa: T201 - the job's result
-    return folder
+    lease_folder = storage.join(out, "lease")
+    with held(lease_folder, lease_seconds=config.lease_seconds, wait=config.wait) as lease:
+        if lease.waited:  # what the other run finished meanwhile is not scored again
+            plan = make_plan(scoring)
+        against = Against(before=open_before(out), only_new=config.since is not None)
+        with cli.connected():
+            scores = open_scores(score(scoring, plan))
+            tell_published(scores.folder, kind="scores", counts=scores.manifest["counts"])
+            rescorer = rescorer_of(scores, config)
+            folder = storage.join(out, run)
+            report = select(scores, config, rescorer, folder=folder, against=against)
+        tell_published(folder, kind="selection", counts=report["counts"])
+        newest = write_pointer(out, run, kind="selection")
+        tell("pointer_written", latest=newest)
+    return report, newest
 
 
 def job(argv: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from scar_core import stores
 from scar_core.errors import RunError, ScarError
 from scar_core.ranker.encoding import TokenRows, first_line
 
@@ -203,7 +204,8 @@ def _start(load: Load) -> tuple[subprocess.Popen[bytes], Connection]:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
     try:
-        ours.send(load)
+        # The ranker may lie in a store that only the driver's options reach.
+        ours.send((load, stores.carried()))
         kind, value = ours.recv()
     except (EOFError, OSError):
         raise RunError(
@@ -222,7 +224,9 @@ def serve(descriptor: int) -> None:
     parent = os.getppid()
     connection = Connection(descriptor)
     try:
-        scorer = connection.recv()()
+        load, access = connection.recv()
+        stores.carry(access)
+        scorer = load()
     except ScarError as error:
         connection.send(("failed", error))
         return

@@ -6,6 +6,8 @@ import logging
 import time
 from datetime import timedelta
 
+from jobs.events import tell
+
 logger = logging.getLogger("scar_curate")
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -34,16 +36,37 @@ class Progress:
         if time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
             logger.info("%s", self.line())
+            tell(
+                "progress",
+                rows_done=self.done_rows,
+                rows_total=self.total_rows,
+                rows_per_second=round(self.rows_per_second, 1),
+                tokens_per_second=round(self.tokens_per_second),
+                seconds_left=round(self.seconds_left),
+            )
+
+    @property
+    def rows_per_second(self) -> float:
+        """Of this run."""
+        return self.new_rows / max(self.seconds, 1e-9)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of this run."""
+        return self.new_tokens / max(self.seconds, 1e-9)
+
+    @property
+    def seconds_left(self) -> float:
+        """At this rate."""
+        return (self.total_rows - self.done_rows) / max(self.rows_per_second, 1e-9)
 
     def line(self) -> str:
         """Rows, rates, share done, time left."""
-        rows_per_second = self.new_rows / max(self.seconds, 1e-9)
-        left_seconds = (self.total_rows - self.done_rows) / max(rows_per_second, 1e-9)
         return (
             f"scored {self.done_rows:,} of {self.total_rows:,} rows "
-            f"({self.done_rows / max(self.total_rows, 1):.1%}), {rows_per_second:,.1f} rows/s, "
-            f"{self.new_tokens / max(self.seconds, 1e-9):,.0f} tokens/s, "
-            f"{timedelta(seconds=round(left_seconds))} left"
+            f"({self.done_rows / max(self.total_rows, 1):.1%}), "
+            f"{self.rows_per_second:,.1f} rows/s, {self.tokens_per_second:,.0f} tokens/s, "
+            f"{timedelta(seconds=round(self.seconds_left))} left"
         )
 
     def finish(self) -> None:
@@ -52,6 +75,6 @@ class Progress:
             "scored %s rows in %s: %s rows/s, %s tokens/s",
             f"{self.new_rows:,}",
             timedelta(seconds=round(self.seconds)),
-            f"{self.new_rows / max(self.seconds, 1e-9):,.1f}",
-            f"{self.new_tokens / max(self.seconds, 1e-9):,.0f}",
+            f"{self.rows_per_second:,.1f}",
+            f"{self.tokens_per_second:,.0f}",
         )

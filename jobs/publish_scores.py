@@ -92,6 +92,7 @@ def publish_scores(config: ScoreConfig, plan: Plan, sidecars: Sequence[Sidecar])
             "pool": [storage.portable(path, base=folder) for path in config.pool],
             "ranker": portable_ranker(config.ranker, base=folder),
             "out": storage.portable(scores, base=folder),
+            "events": config.events and storage.portable(config.events, base=folder),
         },
         inputs=[{"kind": "ranker", "fingerprint": plan.key.ranker}, pool],
         counts=counts,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import pipeline
 from jobs import select_stages as stages
 from jobs.actors import WRITER_CPUS, ActorConfig, scored_units
+from jobs.events import tell
 from jobs.passes import chunks_of
 from scar_core.errors import RunError
 from scar_core.selection.precision import SAMPLE_ROWS, Errors, list_rescored
@@ -80,10 +81,10 @@ class Rescorer:
             precision="fp32",
             actors=self.actors,
         )
-        written = scored.map_batches(
+        written = pipeline.stage(
+            scored,
             write_rescored_rows,
             fn_kwargs={"scores": self.scores, "key_id": self.key_id},
-            batch_size=1,
             batch_format="pyarrow",
             num_cpus=WRITER_CPUS,
         )
@@ -115,7 +116,9 @@ def settle(
     new_rows = 0
     for _ in range(MOST_ROUNDS):
         if rows:
-            new_rows += rescorer.score_again(current, rows)
+            added = rescorer.score_again(current, rows)
+            new_rows += added
+            tell("rows_rescored", rows=added)
             current = rescorer.refresh(units)
             judged = judge(current)
         errors = reduce(add, pipeline.run(stages.errors_chunk, chunks_of(current)), Errors(0, 0.0))

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jobs import cli, pipeline
 from jobs.actors import READER_RETRIES, WRITER_CPUS, ActorConfig, scored_units
+from jobs.events import EventsConfig, recording, tell, tell_published
 from jobs.progress import Progress
 from jobs.publish_scores import publish_scores
 from jobs.score_plan import Plan, make_plan
 from jobs.tally import Tally
 from scar_core import storage
 from scar_core.errors import IncompleteError, RunError
-from scar_core.manifest import MANIFEST_NAME, read_manifest
+from scar_core.manifest import MANIFEST_NAME, new_run_id, read_manifest
 from scar_core.pool.files import BadFile
 from scar_core.pool.quarantine import QuarantineConfig
 from scar_core.pool.rows import PairColumns
@@ -36,7 +37,7 @@ UNITS_PER_READ = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(PairColumns, UnitConfig, ActorConfig, QuarantineConfig):
+class ScoreConfig(PairColumns, UnitConfig, ActorConfig, QuarantineConfig, EventsConfig):
     """Score every row of a pool with a ranker."""
 
     pool: list[str]
@@ -115,6 +116,13 @@ def _score_missing(
             progress.advance(rows=result.sidecar.unit.rows, tokens=result.sidecar.tokens)
         progress.finish()
     logger.info("actors waited %.1f%% of the time for their next unit", 100 * waiting.ratio)
+    tell(
+        "scoring_finished",
+        rows=progress.new_rows,
+        tokens=progress.new_tokens,
+        seconds=round(progress.seconds, 3),
+        actor_wait_ratio=round(waiting.ratio, 4),
+    )
 
 
 @dataclass
@@ -125,9 +133,18 @@ class Waiting:
     worked_seconds: float = 0.0
 
     def add(self, result: ScoredSidecar) -> None:
-        """Count one unit."""
+        """Count one unit, and tell the metrics."""
         self.waited_seconds += result.waited_seconds
         self.worked_seconds += result.worked_seconds
+        tell(
+            "unit_scored",
+            level=logging.DEBUG,
+            rows=result.sidecar.unit.rows,
+            tokens=result.sidecar.tokens,
+            quarantined=result.sidecar.quarantined,
+            waited_seconds=result.waited_seconds,
+            worked_seconds=result.worked_seconds,
+        )
 
     @property
     def ratio(self) -> float:
@@ -153,10 +170,10 @@ def _run(
         on_bad_file=config.on_bad_file,
         load=load,
     )
-    written = scored.map_batches(
+    written = pipeline.stage(
+        scored,
         write_sidecars,
         fn_kwargs={"scores": storage.absolute(config.out), "key": plan.key},
-        batch_size=1,
         batch_format="pyarrow",
         num_cpus=WRITER_CPUS,
     )
@@ -184,8 +201,10 @@ def read_tasks(plan: Plan) -> list[Any]:
 def job(argv: Sequence[str]) -> None:
     """Parse, score, and say where the scores are."""
     config = cli.parse(ScoreConfig, argv, prog="jobs.score", description=__doc__ or "")
-    folder = score(config, make_plan(config))
-    counts = read_manifest(folder, kind="scores")["counts"]
+    with recording(config, job="score", run=new_run_id(), default=config.out):
+        folder = score(config, make_plan(config))
+        counts = read_manifest(folder, kind="scores")["counts"]
+        tell_published(folder, kind="scores", counts=counts)
     for what, scored in (("rows", "scored"), ("files", "files_scored")):
         bad = counts["quarantined" if what == "rows" else "files_quarantined"]
         logger.info(

@@ -6,10 +6,12 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from jobs.events import tell
 from scar_core import storage
 from scar_core.pool.files import BadFile, PoolFile, open_pool, open_sound_files
 from scar_core.pool.sidecars import ScoringKey, Sidecar, find_finished
 from scar_core.pool.units import Unit, plan_units
+from scar_core.store_checks import check_readable, check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,10 +95,12 @@ def make_plan(config: ScoreConfig) -> Plan:
     """Read footers and list sidecars; nothing is started and nothing written.
 
     Raises:
-        InputError: the pool or the ranker needs fixing.
+        InputError: the pool, the ranker or the access to a store needs fixing.
     """
     from scar_core.ranker.checkpoint import check_ranker, ranker_fingerprint  # noqa: PLC0415 - torch
 
+    check_readable([*config.pool, config.ranker])
+    check_writable(storage.absolute(config.out))
     ranker = check_ranker(config.ranker)
     files, bad_files = _open_files(config)
     units = plan_units(files, config)
@@ -116,6 +120,13 @@ def make_plan(config: ScoreConfig) -> Plan:
         f"{len(files):,}",
         f"{len(units):,}",
         f"{len(finished):,}",
+    )
+    tell(
+        "plan_made",
+        files=len(files),
+        rows=plan.rows,
+        units=len(units),
+        units_done=len(finished),
     )
     return plan
 

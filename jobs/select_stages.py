@@ -86,7 +86,20 @@ class Part:
     units: tuple[ScoredUnit, ...]
     """In (path, row) order; all of one schema."""
     rows: int
-    """Selected rows of them."""
+    """Rows to write."""
+    wanted: dict[int, bytes] | None = None
+    """By unit ordinal which rows to write at most, as packed bits; None: all selected ones."""
+
+    def mask(self, columns: SidecarColumns, cut: Cut) -> NDArray[np.bool_]:
+        """[N] which rows of one of the units are written."""
+        selected_N = cut.mask(columns)
+        if self.wanted is None:
+            return selected_N
+        bits = np.frombuffer(self.wanted.get(columns.ordinal, b""), np.uint8)
+        wanted_N = np.zeros(len(columns), np.bool_)
+        if len(bits):
+            wanted_N[:] = np.unpackbits(bits, count=len(columns)).view(np.bool_)
+        return selected_N & wanted_N
 
 
 def columns_of(units: Iterable[ScoredUnit]) -> Iterator[SidecarColumns]:
@@ -231,7 +244,7 @@ def _selected_rows(part: Part, cut: Cut) -> Iterator[tuple[pa.Table, pa.Array]]:
     for file, units in groupby(part.units, key=lambda scored: scored.file):
         picked = []
         for columns, scored in ((next(columns_of([s])), s) for s in units):
-            offsets = np.flatnonzero(cut.mask(columns))
+            offsets = np.flatnonzero(part.mask(columns, cut))
             if len(offsets):
                 start = scored.unit.row_start
                 bounds = (start + int(offsets[0]), start + int(offsets[-1]) + 1)

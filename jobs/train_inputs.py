@@ -15,6 +15,7 @@ from scar_core.manifest import check_unpublished
 from scar_core.ranker.checkpoint import new_ranker
 from scar_core.ranker.encoding import TextTokenizer
 from scar_core.ranker.packing import longest_text
+from scar_core.store_checks import check_readable, check_writable
 from scar_core.training.batches import gate_quadruples, tokenize_quadruples
 from scar_core.training.epochs import Sides
 from scar_core.training.losses import GateConfig, LossConfig
@@ -91,6 +92,8 @@ def prepare(config: TrainConfig) -> Prepared:
     Raises:
         InputError: data, encoder or flags need fixing; nothing was started or written.
     """
+    check_readable([*config.quads, config.encoder])
+    check_writable(storage.absolute(config.out))
     check_unpublished(storage.absolute(config.out))
     _check_gpus(config)
     checked, inputs = read_quadruples(config.quads, config)

@@ -4,7 +4,12 @@ Rooms, each importing only from lines above its own; a folder's own docstring li
 
 errors          the tree of errors an operator can fix
 local_files     files of this machine, written whole or not at all
+stores          how stores are reached: options, credentials, retries, their errors
 storage         one door to files, local and object storage
+processes       processes of this machine, and whether they are gone
+lease_terms     the chain of terms of a lease, as it is stored
+lease           one run at a time on a curation
+store_checks    whether stores can be read and written, asked before a start
 manifest        publish and open: data first, manifest last
 pool/           rows to be scored: files, units, sidecars
 ranker/         the model: texts to tokens, encoders, heads, a ranker directory

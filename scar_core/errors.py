@@ -3,11 +3,15 @@
 ScarError                 something an operator can fix
 ├── InputError            the input or the flags need fixing: exit code 2
 │   ├── SchemaError       a table lacks a column or holds another type
-│   └── RankerError       a ranker directory cannot be used
-└── RunError              the run broke: exit code 1
-    ├── PoolFileError     a file of the pool is not what it was when the run was planned
-    ├── IncompleteError   rows or files are missing: counts do not close
-    └── NonFiniteError    a loss or a gradient is not a number
+│   ├── RankerError       a ranker directory cannot be used
+│   └── AccessError       a store refuses, lacks the bucket, or cannot be reached at the start
+├── RunError              the run broke: exit code 1
+│   ├── PoolFileError     a file of the pool is not what it was when the run was planned
+│   ├── IncompleteError   rows or files are missing: counts do not close
+│   ├── StoreError        a store stopped answering
+│   ├── NonFiniteError    a loss or a gradient is not a number
+│   └── LeaseLostError    another run has, or may have, taken the curation over
+└── LeaseError            another run holds the curation: exit code 3
 
 Each takes one string, because errors travel between processes by pickle.
 """
@@ -36,6 +40,10 @@ class RankerError(InputError):
     """A directory is not a ranker that this version can load."""
 
 
+class AccessError(InputError, OSError):
+    """A store refuses, lacks the bucket, or cannot be reached at the start."""
+
+
 class RunError(ScarError):
     """The run started and broke."""
 
@@ -48,5 +56,19 @@ class IncompleteError(RunError):
     """Rows or files are missing: what went in is not what came out."""
 
 
+class StoreError(RunError, OSError):
+    """A store stopped answering, however often it was asked."""
+
+
 class NonFiniteError(RunError):
     """A loss or a gradient stopped being a number."""
+
+
+class LeaseLostError(RunError):
+    """A run that held a curation cannot know any more that no other run does."""
+
+
+class LeaseError(ScarError):
+    """Another run holds the curation and is alive."""
+
+    exit_code = 3

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import platform
+import re
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, NamedTuple
 
-from scar_core import storage
+from scar_core import lease, storage
 from scar_core.errors import IncompleteError, InputError
 
 MANIFEST_NAME = "manifest.json"
@@ -22,8 +23,14 @@ PACKAGES = ("scar-curate", "ray", "torch", "transformers", "tokenizers", "pyarro
 
 Kind = Literal["ranker", "scores", "selection"]
 
-_ROWS_HELD: dict[Kind, str] = {"scores": "rows_in", "selection": "selected"}
-"""Which of its counts the files of a directory add up to."""
+_ROWS_HELD: dict[Kind, tuple[str, ...]] = {
+    "scores": ("rows_in",),
+    "selection": ("written", "selected"),
+}
+"""Which of its counts the files of a directory add up to: the first that is given."""
+
+_RUN_TIME = "%Y%m%dT%H%M%SZ"
+_RUN_ID = re.compile(r"(\d{8}T\d{6}Z)-[0-9a-f]{6}")
 
 
 class PublishedFile(NamedTuple):
@@ -37,9 +44,16 @@ class PublishedFile(NamedTuple):
     sha256: str
 
 
-def new_run_id() -> str:
-    """A name for a run's directory: names sort by time (UTC), and no two are equal."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+def new_run_id(*, after: str | None = None) -> str:
+    """A name for a run's directory: names sort by time (UTC), and no two are equal.
+
+    It sorts after the run `after`, even if another machine's clock was ahead of this one's.
+    """
+    now = datetime.now(UTC)
+    if after is not None and (match := _RUN_ID.fullmatch(after.rpartition("/")[2])):
+        then = datetime.strptime(match[1], _RUN_TIME).replace(tzinfo=UTC)
+        now = max(now, then + timedelta(seconds=1))
+    return f"{now:{_RUN_TIME}}-{secrets.token_hex(3)}"
 
 
 def describe_file(folder: str, path: str, *, rows: int = 0) -> PublishedFile:
@@ -89,9 +103,10 @@ def publish(
     Raises:
         IncompleteError: the counts do not close, the files hold other rows than they say, or
             another run published this directory first.
+        LeaseLostError: the lease around this run was taken over, or cannot be confirmed.
     """
     check_counts(counts, where=folder)
-    held = _ROWS_HELD.get(kind)
+    held = next((name for name in _ROWS_HELD.get(kind, ()) if name in counts), None)
     rows = sum(entry["rows"] for entry in files)
     if held is not None and rows != counts[held]:
         raise IncompleteError(
@@ -110,6 +125,7 @@ def publish(
         "files": files,
     }
     path = storage.join(folder, MANIFEST_NAME)
+    lease.confirm()
     if not storage.write_bytes_if_absent(path, to_json(manifest)):
         raise IncompleteError(f"{path}: another run published this directory first.")
     return manifest
@@ -119,6 +135,7 @@ def check_counts(counts: dict[str, Any], *, where: str) -> None:
     """Rows in = scored + quarantined, and = selected + not selected + quarantined, where given.
 
     And files in = files scored + files quarantined.
+    Of a selection whose files hold only new rows, selected = written + known.
 
     Raises:
         IncompleteError: a sum that does not close.
@@ -130,6 +147,11 @@ def check_counts(counts: dict[str, Any], *, where: str) -> None:
                 f"{where}: {counts['files_in']:,} files went in, but scored + quarantined = "
                 f"{files:,}. Nothing was published."
             )
+    if "written" in counts and counts["written"] + counts["known"] != counts["selected"]:
+        raise IncompleteError(
+            f"{where}: {counts['selected']:,} rows are selected, but written + known = "
+            f"{counts['written'] + counts['known']:,}. Nothing was published."
+        )
     if "rows_in" not in counts:
         return
     quarantined = sum(counts["quarantined"].values())
@@ -165,10 +187,33 @@ def read_manifest(folder: str, *, kind: Kind) -> dict[str, Any]:
     return manifest
 
 
-def write_pointer(folder: str, run: str, *, kind: Kind) -> None:
-    """Let `latest.json` name a run below a folder: the one file that a later run replaces."""
-    pointer = {"kind": kind, "run": run, "manifest": f"{run}/{MANIFEST_NAME}"}
-    storage.write_bytes(storage.join(folder, POINTER_NAME), to_json(pointer))
+def write_pointer(folder: str, run: str, *, kind: Kind) -> str:
+    """Let `latest.json` name a published run below a folder, or a newer one beside it; which.
+
+    It is the one file that a later run replaces. Newer is what was started later, by name. Runs
+    that finish at the same time, or out of order, leave it naming the newest of them on any
+    store: whoever writes last looks afterwards, and a run is published before it is named.
+    """
+    named = None
+    while named != (newest := _newest_run(folder, run)):
+        named = newest
+        pointer = {"kind": kind, "run": named, "manifest": f"{named}/{MANIFEST_NAME}"}
+        lease.confirm()
+        storage.write_bytes(storage.join(folder, POINTER_NAME), to_json(pointer))
+    return newest
+
+
+def _newest_run(folder: str, run: str) -> str:
+    """The newest published run in the folder of a run; itself where nothing is newer."""
+    parent, _, own = run.rpartition("/")
+    beside = storage.list_folders(storage.join(folder, parent) if parent else folder)
+    for name in sorted(beside, reverse=True):
+        if name <= own:
+            break
+        newer = f"{parent}/{name}" if parent else name
+        if _RUN_ID.fullmatch(name) and storage.exists(storage.join(folder, newer, MANIFEST_NAME)):
+            return newer
+    return run
 
 
 def follow_pointer(folder: str) -> str | None:
@@ -203,11 +248,13 @@ def _read_json(path: str) -> dict[str, Any] | None:
     return value
 
 
-def to_json(value: dict[str, Any]) -> bytes:
-    """Readable JSON, keys in the order they were given; inf and nan, which JSON lacks, as text."""
-    return (
-        json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    )
+def to_json(value: dict[str, Any], *, indent: int | None = 1) -> bytes:
+    """Readable JSON, keys in the order they were given; inf and nan, which JSON lacks, as text.
+
+    Without an indent it is one line.
+    """
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON

@@ -10,16 +10,16 @@ import os
 import posixpath
 import shutil
 import tempfile
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from scar_core import local_files
+from scar_core import local_files, stores
 from scar_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 GLOB_MARKS = frozenset("*?[")
 
-# In these URLs the part before an @ is a place (container@account), not a user with a password.
-_AT_IS_A_PLACE = frozenset({"abfs", "abfss", "wasb", "wasbs"})
+# A put that meets another one under way is answered with a conflict: neither of them is there yet.
+CONFLICT_WAIT_SECONDS = (0.2, 0.5, 1.0, 2.0)
+UPLOAD_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +72,7 @@ def portable(path: str, *, base: str) -> str:
     if is_local(path):
         here = absolute(path)
         return os.path.relpath(here, absolute(base)) if is_local(base) else f"file://{here}"
-    scheme, _, rest = path.partition("://")
-    place, slash, key = rest.partition("/")
-    if scheme.rpartition("::")[2] not in _AT_IS_A_PLACE:
-        place = place.rpartition("@")[2]
-    if scheme in {"http", "https"}:  # most often a signature; elsewhere ? is a letter of the key
-        key = key.partition("?")[0]
-    return f"{scheme}://{place}{slash}{key}"
+    return stores.without_secret(path)
 
 
 def locate(path: str, *, base: str) -> str:
@@ -92,19 +87,21 @@ def locate(path: str, *, base: str) -> str:
     return f"{scheme}://{posixpath.normpath(join(rest, path))}"  # a store knows no `..`
 
 
-def _open(path: str) -> tuple[Any, str]:
-    """The file system of a path and the path inside it; listings are never cached."""
+@contextmanager
+def _asked(path: str) -> Iterator[tuple[Any, str]]:
+    """The file system of a path, the path inside it; what a store's client raises made ours."""
     if is_local(path):
-        return LocalFileSystem(), absolute(path)
-    filesystem, inner = fsspec.core.url_to_fs(path, use_listings_cache=False)
-    return filesystem, inner
+        yield LocalFileSystem(), absolute(path)
+        return
+    with stores.answered(path):
+        yield stores.filesystem(path)
 
 
 def _kind(path: str) -> str | None:
     """`file`, `directory`, or None where nothing is; raises if the store cannot be asked."""
-    filesystem, inner = _open(path)
     try:
-        return str(filesystem.info(inner)["type"])
+        with _asked(path) as (filesystem, inner):
+            return str(filesystem.info(inner)["type"])
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -121,16 +118,29 @@ def is_folder(path: str) -> bool:
 
 def read_bytes(path: str) -> bytes:
     """The whole content; FileNotFoundError where there is none."""
-    filesystem, inner = _open(path)
-    return bytes(filesystem.cat_file(inner))
+    with _asked(path) as (filesystem, inner):
+        # One connection: with several s3fs asks for the size first, twice the requests.
+        one = {"max_concurrency": 1} if stores.S3 & set(_protocols(filesystem)) else {}
+        return bytes(filesystem.cat_file(inner, **one))
 
 
-def open_input(path: str) -> BinaryIO:
-    """A seekable file for reading parts of it, and never more than is asked for; close it."""
-    filesystem, inner = _open(path)
-    # s3fs would read 50 MiB ahead, and do so at each step between two columns read in turn.
-    opened: BinaryIO = filesystem.open(inner, "rb", cache_type="none")
-    return opened
+def open_input(path: str, *, size_bytes: int | None = None) -> BinaryIO:
+    """A seekable file for reading parts of it, and never more than is asked for; close it.
+
+    With its size, where it is known, a store need not be asked for it. Without, a file that is
+    replaced while it is read is an error.
+    """
+    with _asked(path) as (filesystem, inner):
+        known = size_bytes is not None and stores.S3 & set(_protocols(filesystem))
+        options = {"size": size_bytes} if known else {}
+        # s3fs would read 50 MiB ahead, and do so at each step between two columns read in turn.
+        opened: BinaryIO = filesystem.open(inner, "rb", cache_type="none", **options)
+    return opened if is_local(path) else cast("BinaryIO", stores.StoredFile(opened, path))
+
+
+def _protocols(filesystem: Any) -> tuple[str, ...]:  # noqa: ANN401 - as above
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
 @contextmanager
@@ -140,13 +150,26 @@ def open_output(path: str) -> Iterator[BinaryIO]:
         with local_files.replacing(Path(absolute(path))) as file:
             yield file
         return
-    filesystem, inner = _open(path)
     # Not straight into the store: few of them can take back a half-written file.
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"
         with whole.open("wb") as file:
             yield file
-        filesystem.put_file(str(whole), inner)
+        with _asked(path) as (filesystem, inner):
+            _upload(filesystem, str(whole), inner)
+
+
+def _upload(filesystem: Any, local: str, inner: str) -> None:  # noqa: ANN401 - as above
+    """Put a local file, in parts if it is large, which appear together or not at all."""
+    for attempt in range(UPLOAD_ATTEMPTS):
+        try:
+            filesystem.put_file(local, inner)
+        except FileNotFoundError as error:
+            # The parts were put together, the answer was lost, and the store knows them no more.
+            if stores.error_code(error) != "NoSuchUpload" or attempt == UPLOAD_ATTEMPTS - 1:
+                raise
+        else:
+            return
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -155,28 +178,46 @@ def write_bytes(path: str, data: bytes) -> None:
         with local_files.replacing(Path(absolute(path))) as file:
             file.write(data)
     else:
-        filesystem, inner = _open(path)
-        filesystem.pipe_file(inner, data)
+        with _asked(path) as (filesystem, inner):
+            filesystem.pipe_file(inner, data)
 
 
 def write_bytes_if_absent(path: str, data: bytes) -> bool:
     """Store a file only where none is; whether these bytes are there now.
 
     Of several that try at once exactly one wins, if each brings bytes of its own. Object stores
-    are asked for a conditional put (`If-None-Match: *`).
+    are asked for a conditional put (`If-None-Match: *`). One that knows none never loses a file
+    that was there before; of several at once the last one wins, and an earlier one may not notice.
     """
-    filesystem, inner = _open(path)
     try:
         if is_local(path):
-            local_files.create(Path(inner), data)
-        else:
-            filesystem.pipe_file(inner, data, mode="create")
+            local_files.create(Path(absolute(path)), data)
+            return True
+        if not exists(path):
+            _put_new(path, data)
     except OSError:
         # Another was first; or this one was, and the answer to its put was lost on the way.
         if not exists(path):
             raise
-        return read_bytes(path) == data
-    return True
+    return read_bytes(path) == data
+
+
+def _put_new(path: str, data: bytes) -> None:
+    """Put a file where none is; OSError where one is, as far as the store can tell."""
+    for wait_seconds in (*CONFLICT_WAIT_SECONDS, None):
+        try:
+            with _asked(path) as (filesystem, inner):
+                filesystem.pipe_file(inner, data, mode="create")
+        except (OSError, ValueError, NotImplementedError) as error:
+            code = stores.error_code(error)
+            if code == "NotImplemented" or not isinstance(error, OSError):
+                write_bytes(path, data)
+            elif code == "ConditionalRequestConflict" and wait_seconds is not None:
+                time.sleep(wait_seconds)
+                continue
+            else:
+                raise
+        return
 
 
 def list_files(pattern: str, *, suffixes: tuple[str, ...] = ()) -> list[FileInfo]:
@@ -202,6 +243,17 @@ def list_files(pattern: str, *, suffixes: tuple[str, ...] = ()) -> list[FileInfo
     ]
 
 
+def list_folders(path: str) -> list[str]:
+    """The names of the folders right below a path, sorted; none where nothing is there."""
+    try:
+        with _asked(path) as (filesystem, inner):
+            entries = filesystem.ls(inner, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = (entry["name"] for entry in entries if entry["type"] == "directory")
+    return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+
+
 def static_folder(pattern: str) -> str:
     """The folder whose contents a path, folder or glob names: the deepest above any glob mark."""
     pattern = absolute(pattern)
@@ -220,14 +272,14 @@ def _found(pattern: str, root: str) -> dict[str, FileInfo | None]:
     if is_local(pattern):
         files = local_files.matching(pattern)
         return dict.fromkeys(name[len(root) :].lstrip("/") for name in files)
-    filesystem, inner = _open(pattern)
-    top = _open(root)[1]
-    entries = (filesystem.find if inner == top else filesystem.glob)(inner, detail=True)
-    searched = None
-    for name in sorted(name for name, entry in entries.items() if entry["type"] == "directory"):
-        if searched is None or not name.startswith(f"{searched}/"):
-            searched = name
-            entries |= filesystem.find(name, detail=True)
+    with _asked(pattern) as (filesystem, inner):
+        top = filesystem._strip_protocol(root)  # noqa: SLF001 - fsspec's name for "path inside it"
+        entries = (filesystem.find if inner == top else filesystem.glob)(inner, detail=True)
+        searched = None
+        for name in sorted(name for name, entry in entries.items() if entry["type"] == "directory"):
+            if searched is None or not name.startswith(f"{searched}/"):
+                searched = name
+                entries |= filesystem.find(name, detail=True)
     names = {name: name[len(top) :].lstrip("/") for name in entries}
     return {
         names[name]: _file_info(join(root, names[name]), entry)
@@ -238,11 +290,12 @@ def _found(pattern: str, root: str) -> dict[str, FileInfo | None]:
 
 def stat(path: str) -> FileInfo:
     """One file as listed now; FileNotFoundError where there is none."""
-    filesystem, inner = _open(path)
     if is_local(path):
+        inner = absolute(path)
         found = Path(inner).stat()
         return FileInfo(path=inner, size_bytes=found.st_size, stamp=str(found.st_mtime_ns))
-    return _file_info(path, filesystem.info(inner))
+    with _asked(path) as (filesystem, inner):
+        return _file_info(path, filesystem.info(inner))
 
 
 def _file_info(url: str, entry: dict[str, Any]) -> FileInfo:
@@ -255,14 +308,14 @@ def _file_info(url: str, entry: dict[str, Any]) -> FileInfo:
 
 def download_folder(path: str, local: Path) -> None:
     """Copy every file below a folder to this machine; InputError where there is none."""
-    filesystem, inner = _open(path)
-    names = filesystem.find(inner)
-    if not names:
-        raise InputError(f"{path}: no files there. Check the path and the credentials.")
-    for name in names:
-        target = local / os.path.relpath(name, inner)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        filesystem.get_file(name, str(target))
+    with _asked(path) as (filesystem, inner):
+        names = filesystem.find(inner)
+        if not names:
+            raise InputError(f"{path}: no files there. Check the path and the credentials.")
+        for name in names:
+            target = local / os.path.relpath(name, inner)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            filesystem.get_file(name, str(target))
 
 
 def upload_folder(local: Path, path: str) -> list[str]:

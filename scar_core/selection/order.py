@@ -108,8 +108,13 @@ class SidecarColumns:
 
         def read(name: str) -> pa.ChunkedArray:
             # Arrow's own file where possible: half the time of a Python one for 2,000 rows.
+            # From a store whole, in one request: to find the footer takes 64 KB of it anyway.
             local = storage.is_local(path)
-            opened = pa.OSFile(storage.absolute(path)) if local else storage.open_input(path)
+            opened = (
+                pa.OSFile(storage.absolute(path))
+                if local
+                else pa.BufferReader(storage.read_bytes(path))
+            )
             with opened as file, pq.ParquetFile(file) as parquet:
                 return parquet.read(columns=[name], use_threads=False).column(name)
 

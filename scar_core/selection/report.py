@@ -40,9 +40,11 @@ def render(report: dict[str, Any]) -> str:
 
     Args:
         report: as `report.json` holds it: counts, keep, threshold, score_quantiles, sources,
-            examples and run.
+            examples, and before where there was a run before.
     """
     parts = [_counts(report), _quantiles(report["score_quantiles"])]
+    if "before" in report:
+        parts.append(_before(report))
     if report["sources"]:
         parts.append(_sources(report["sources"]))
     parts += [_examples(name, rows) for name, rows in report["examples"].items() if rows]
@@ -59,6 +61,7 @@ def _counts(report: dict[str, Any]) -> str:
         *((f"  {reason}", f"{n:>12,}") for reason, n in counts["quarantined"].items()),
         *_bad_files(report),
         ("selected", f"{counts['selected']:>12,}   --keep {report['keep']}"),
+        *_written(counts),
         ("not selected", f"{counts['not_selected']:>12,}"),
         ("threshold", f"{'none' if threshold is None else format(threshold, '12.6f')}"),
     ]
@@ -81,6 +84,68 @@ def _bad_files(report: dict[str, Any]) -> list[tuple[str, str]]:
     files = report["files"]
     bad = sum(files["quarantined"].values())
     return [("files quarantined", f"{bad:>12,}   of {files['in']:,}")] if bad else []
+
+
+def _written(counts: dict[str, Any]) -> list[tuple[str, str]]:
+    """What became of the selected rows where only new ones are written."""
+    if "written" not in counts:
+        return []
+    return [
+        ("  written", f"{counts['written']:>12,}   --since latest"),
+        ("  known", f"{counts['known']:>12,}   same content was selected before"),
+    ]
+
+
+def _before(report: dict[str, Any]) -> str:
+    """This run against the one before."""
+    before = report["before"]
+    head = f"against the run before{'':<7}{before.get('run', 'latest.json')}"
+    if before.get("not_comparable"):
+        return f"{head}\ncannot be compared: {before['not_comparable']}"
+    files, rows, selection = before["files"], before["rows"], before["selection"]
+    lines = [
+        ("files", files["same"] + files["new"] + files["changed"], _list(files)),
+        ("rows of new files", rows["new"], ""),
+        ("rows of changed files", rows["changed"], ""),
+        ("rows that are gone", rows["gone"], ""),
+        ("entered the selection", sum(selection["entered"].values()), _list(selection["entered"])),
+        ("left the selection", sum(selection["left"].values()), _list(selection["left"])),
+        ("stayed in it", selection["stayed"], f"of {before['selected']:,}"),
+    ]
+    text = [head, *(f"{name:<28}{n:>12,}   {told}".rstrip() for name, n, told in lines)]
+    text.append(f"{'threshold':<28}{_moved(before['threshold'], report['threshold'])}")
+    text += _shifts(before["score_quantiles"], report["score_quantiles"])
+    text += [_drift(name, drift) for name, drift in before["drift"].items() if drift]
+    return "\n".join(text)
+
+
+def _list(counts: dict[str, int]) -> str:
+    return ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items() if n)
+
+
+def _moved(before: float | None, now: float | None) -> str:
+    told = ("none" if value is None else f"{value:.6f}" for value in (before, now))
+    return f"{next(told):>12} → {next(told)}"
+
+
+def _shifts(before: dict[str, float], now: dict[str, float]) -> list[str]:
+    names = [name for name in now if name in before]
+    if not names:
+        return []
+    moves = "".join(f"{float(now[name]) - float(before[name]):>+9.3f}" for name in names)
+    return ["quantiles moved by", "".join(f"{name:>9}" for name in names), moves]
+
+
+def _drift(name: str, drift: dict[str, Any]) -> str:
+    told = f"{'score drift, ' + name.replace('_', ' '):<28}PSI {drift['psi']:.3f}, "
+    told += f"KS {drift['ks']:.3f}"
+    if not drift["large"]:
+        return told
+    what = {
+        "pool": "The scores of the pool are not spread as they were",
+        "new_rows": "The new rows do not score like the pool before",
+    }[name]
+    return f"{told}\n  {what}. Look at what came in before you trust the selection."
 
 
 def _quantiles(quantiles: dict[str, float]) -> str:

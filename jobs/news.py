@@ -1,0 +1,111 @@
+"""The selected rows that are new by content, and what follows from leaving out the others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jobs import news_stages as stages
+from jobs.compare_stages import UnreadableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from jobs.compare_stages import Cuts, ScoredRows
+    from jobs.select_stages import Part, Told
+    from scar_core.pool.changes import Segment
+
+# Content hashes of the run before that one task holds: 32 MB, some copies of it while it sorts.
+SHARE_ROWS = 2_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class News:
+    """What is new in a selection."""
+
+    report: dict[str, Any] = field(default_factory=dict)
+    """For report.json."""
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    """For the manifest: the run that decided which rows are left out."""
+    wanted: dict[int, bytes] | None = None
+    """Rows to write as packed bits by unit ordinal; None: all that are selected."""
+
+    def counts(self, selected: int) -> dict[str, int]:
+        """For the manifest, where rows may be left out: selected = written + known."""
+        if self.wanted is None:
+            return {}
+        written = sum(map(_ones, self.wanted.values()))
+        return {"written": written, "known": selected - written}
+
+    def narrow(self, told: Sequence[Told]) -> Sequence[Told]:
+        """What a cut does to some units, less the rows that are not written."""
+        if self.wanted is None:
+            return told
+        rows = {ordinal: _ones(bits) for ordinal, bits in self.wanted.items()}
+        return [replace(p, selected={n: rows[n] for n in p.selected if n in rows}) for p in told]
+
+    def hand_out(self, parts: Sequence[Part]) -> list[Part]:
+        """Output files, each with the rows of its own that are written."""
+        wanted = self.wanted
+        if wanted is None:
+            return list(parts)
+        ordinals = [[u.ordinal for u in part.units if u.ordinal in wanted] for part in parts]
+        return [
+            replace(part, wanted={ordinal: wanted[ordinal] for ordinal in own})
+            for part, own in zip(parts, ordinals, strict=True)
+        ]
+
+
+def _ones(bits: bytes) -> int:
+    return int.from_bytes(bits).bit_count()
+
+
+def find_new(
+    chunks: Sequence[Sequence[Segment[ScoredRows]]], cuts: Cuts, *, selected_before: int
+) -> dict[int, bytes]:
+    """The rows selected now whose content was not selected before, as packed bits by ordinal.
+
+    Hashes travel from task to task in shares by their first bits; the driver sees places alone,
+    and keeps a bit per row of units that have any.
+    """
+    import ray  # noqa: PLC0415
+
+    shares = max(1, math.ceil(selected_before / SHARE_ROWS))
+    split = ray.remote(stages.split_chunk).options(num_returns=shares)
+    found = [split.remote(chunk, cuts=cuts, shares=shares) for chunk in chunks]
+    dealt = [[refs] for refs in found] if shares == 1 else found
+    find = ray.remote(stages.find_new)
+    waiting = [find.remote(*(refs[share] for refs in dealt)) for share in range(shares)]
+    rows_of = {item.ordinal: item.unit.rows for c in chunks for s in c for item in s.now}
+    masks: dict[int, NDArray[np.uint8]] = {}
+    for reference in waiting:
+        for ordinal, offsets_M in _by_unit(_result(reference)):
+            mask_N = np.zeros(rows_of[ordinal], np.bool_)
+            mask_N[offsets_M] = True
+            packed = np.packbits(mask_N)
+            masks[ordinal] = masks[ordinal] | packed if ordinal in masks else packed
+    return {ordinal: packed.tobytes() for ordinal, packed in masks.items()}
+
+
+def _result(reference: Any) -> NDArray[np.int64]:  # noqa: ANN401 - Ray has no types
+    """What a task gives; a run before that cannot be read without the task's traceback."""
+    import ray  # noqa: PLC0415
+
+    try:
+        places_M: NDArray[np.int64] = ray.get(reference)
+    except UnreadableError as error:
+        raise UnreadableError(str(getattr(error, "cause", error))) from None
+    return places_M
+
+
+def _by_unit(places_M: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """(unit ordinal, offsets) of places."""
+    places_M = places_M[np.argsort(places_M[:, 0], kind="stable")]
+    ordinals_U, starts_U = np.unique(places_M[:, 0], return_index=True)
+    groups = np.split(places_M[:, 1], starts_U[1:])
+    return zip(ordinals_U.tolist(), groups, strict=False)  # of no place one empty group
