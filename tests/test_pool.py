@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from pathlib import Path
@@ -14,11 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from scar_core import storage
-from scar_core.errors import InputError, RunError, SchemaError
+from scar_core.errors import (
+    AccessError,
+    InputError,
+    RunError,
+    ScarError,
+    SchemaError,
+    StoreError,
+)
 from scar_core.pool.files import BadFile, open_pool, open_sound_files
 from scar_core.pool.quarantine import QuarantineConfig, check_losses
 from scar_core.pool.units import UnitConfig, plan_units, read_ranges, take_rows
-from tests.pools import COLUMNS, planned, texts, write
+from tests.pools import COLUMNS, open_one, planned, texts, write
 
 # Names
 
@@ -266,6 +274,25 @@ def test_sound_files_and_bad_ones_come_apart(tmp_path: Path) -> None:
     ]
     assert bad[1].message.startswith("day/b.parquet: cannot be read as Parquet (0 bytes)")
     assert str(tmp_path) not in "".join(file.message for file in bad)
+
+
+@pytest.mark.parametrize("fault", [StoreError, AccessError])
+def test_a_store_that_fails_is_no_files_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[ScarError]
+) -> None:
+    """An outage must not shrink a pool."""
+    path = write(tmp_path / "a.parquet", texts(3))
+    file = open_one(path)
+
+    class Failing(io.BytesIO):
+        def read(self, _: int | None = -1) -> bytes:
+            raise fault("s3://bucket: does not answer")
+
+    monkeypatch.setattr(storage, "open_input", lambda *_, **__: Failing(path.read_bytes()))
+    with pytest.raises(fault, match="does not answer"):
+        open_sound_files([str(tmp_path)], COLUMNS)
+    with pytest.raises(fault, match="does not answer"):
+        list(read_ranges(file, [(0, 3)]))
 
 
 def lost(rows: int | None) -> BadFile:

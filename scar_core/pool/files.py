@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scar_core import storage
-from scar_core.errors import InputError, PoolFileError, SchemaError
+from scar_core.errors import AccessError, InputError, PoolFileError, SchemaError, StoreError
 from scar_core.pool.rows import PairColumns, check_schema
 
 if TYPE_CHECKING:
@@ -101,11 +101,14 @@ def open_sound_files(
 
     Raises:
         InputError: nothing matches, or no file that can be read has rows.
+        StoreError, AccessError: the store does not answer, or refuses; no file is blamed.
     """
 
     def opened(path: str, info: storage.FileInfo) -> PoolFile | BadFile:
         try:
             return open_file(info, path=path, columns=columns)
+        except AccessError:
+            raise
         except InputError as error:
             reason = "schema" if isinstance(error, SchemaError) else _reason(error.__cause__)
             message = str(error).replace(info.path, path)
@@ -229,6 +232,8 @@ def open_file(info: storage.FileInfo, *, path: str, columns: PairColumns) -> Poo
             metadata, schema = parquet.metadata, parquet.schema_arrow
             opened.seek(-metadata.serialized_size - len("size") - len("PAR1"), os.SEEK_END)
             footer = opened.read()
+    except (AccessError, StoreError):  # the store's fault, and not the file's
+        raise
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{info.path}: cannot be read as Parquet ({info.size_bytes:,} bytes): "

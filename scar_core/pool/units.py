@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scar_core import storage
-from scar_core.errors import PoolFileError
+from scar_core.errors import AccessError, PoolFileError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -206,6 +206,8 @@ def _open_unchanged(file: PoolFile) -> Iterator[pq.ParquetFile]:
             pq.ParquetFile(opened, buffer_size=BUFFER_BYTES, pre_buffer=False) as parquet,
         ):
             yield parquet
+    except (AccessError, StoreError):  # the store's fault, and not the file's
+        raise
     except (pa.ArrowException, OSError) as error:
         raise PoolFileError(
             f"{file.url}: was readable when the run was planned, now: {error}. "
