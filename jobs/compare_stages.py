@@ -150,9 +150,10 @@ def compare_chunk(
 
 def _compare(segment: Segment[ScoredRows], cuts: Cuts, edges_E: NDArray[np.float64]) -> Changes:
     before, now = open_sides(segment, cuts)
-    before_B = _on_grid(before, edges_E)
     now_B = _on_grid(now, edges_E)
     fate = segment.fate
+    # The same rows under one scoring key have the same scores.
+    before_B = now_B if fate == "same" else _on_grid(before, edges_E)
     if fate == "same":
         both_N = before.selected_N & now.selected_N
         stayed = int(both_N.sum())

@@ -133,6 +133,7 @@ def test_the_readmes_command_runs_on_a_cluster(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "score quantiles" in done.stdout
     assert "\r" not in done.stdout
+    assert "scored 80 rows in" in done.stdout
     run = out / json.loads((out / "latest.json").read_bytes())["run"]
     assert manifest_of(run)["counts"]["selected"] == 7
 
