@@ -83,24 +83,32 @@ def find_new(
     waiting = [find.remote(*(refs[share] for refs in dealt)) for share in range(shares)]
     rows_of = {item.ordinal: item.unit.rows for c in chunks for s in c for item in s.now}
     masks: dict[int, NDArray[np.uint8]] = {}
+    rows_before = 0
     for reference in waiting:
-        for ordinal, offsets_M in _by_unit(_result(reference)):
+        found_in_share = _result(reference)
+        rows_before += found_in_share.rows_before
+        for ordinal, offsets_M in _by_unit(found_in_share.places_M):
             mask_N = np.zeros(rows_of[ordinal], np.bool_)
             mask_N[offsets_M] = True
             packed = np.packbits(mask_N)
             masks[ordinal] = masks[ordinal] | packed if ordinal in masks else packed
+    if rows_before != selected_before:
+        raise UnreadableError(
+            f"the run before selected {selected_before:,} rows, by the scores that are there now "
+            f"{rows_before:,}. Run once without --since latest."
+        )
     return {ordinal: packed.tobytes() for ordinal, packed in masks.items()}
 
 
-def _result(reference: Any) -> NDArray[np.int64]:  # noqa: ANN401 - Ray has no types
+def _result(reference: Any) -> stages.Found:  # noqa: ANN401 - Ray has no types
     """What a task gives; a run before that cannot be read without the task's traceback."""
     import ray  # noqa: PLC0415
 
     try:
-        places_M: NDArray[np.int64] = ray.get(reference)
+        found: stages.Found = ray.get(reference)
     except UnreadableError as error:
         raise UnreadableError(str(getattr(error, "cause", error))) from None
-    return places_M
+    return found
 
 
 def _by_unit(places_M: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:

@@ -109,7 +109,17 @@ def _concatenate(parts: Sequence[Hashes]) -> Hashes:
     return Hashes(*(np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True)))
 
 
-def find_new(*parts: Hashes) -> NDArray[np.int64]:
-    """[M, 2] places of the rows of one share whose content was not selected before."""
+class Found(NamedTuple):
+    """What is new in one share."""
+
+    places_M: NDArray[np.int64]
+    """[M, 2] places of the rows whose content was not selected before."""
+    rows_before: int
+    """Rows of the run before that fell into this share."""
+
+
+def find_new(*parts: Hashes) -> Found:
+    """What is new in one share, from that share of every chunk."""
     whole = _concatenate(parts)
-    return whole.places_M[~np.isin(whole.now_M, whole.before_M)]
+    new_M = ~np.isin(whole.now_M, whole.before_M)
+    return Found(whole.places_M[new_M], len(whole.before_M))

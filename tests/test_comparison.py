@@ -219,14 +219,14 @@ def test_a_comparison_is_that_of_plain_sets(
     known = {before[path][1][number].content for path, number in had}
     wanted = {place for place in has if now[place[0]][1][place[1]].content not in known}
     parts = [split_chunk([segment], cuts=cuts, shares=shares) for segment in every]
-    found = {
-        (new[ordinal].unit.path, new[ordinal].unit.row_start + offset)
-        for share in range(shares)
-        for ordinal, offset in find_new(
-            *(part[share] if isinstance(part, list) else part for part in parts)
-        ).tolist()
+    dealt = [part if isinstance(part, list) else [part] for part in parts]
+    found = [find_new(*(part[share] for part in dealt)) for share in range(shares)]
+    assert sum(share.rows_before for share in found) == len(had)
+    places = [place for share in found for place in share.places_M.tolist()]
+    assert len(places) == len(wanted)
+    assert wanted == {
+        (new[ordinal].unit.path, new[ordinal].unit.row_start + offset) for ordinal, offset in places
     }
-    assert found == wanted
 
 
 def test_rows_scored_again_since_do_not_change_what_was_selected_before(tmp_path: Path) -> None:
