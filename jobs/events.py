@@ -99,7 +99,7 @@ def recording(
     folder = config.events
     if folder is None and default is not None:
         folder = storage.join(storage.absolute(default), "events")
-    handlers: list[logging.Handler] = [RayMetrics()]
+    handlers: list[logging.Handler] = [RayMetrics(run)]
     if folder not in (None, "none"):
         path = storage.join(storage.absolute(str(folder)), f"{run}.jsonl")
         asked = config.events is not None

@@ -1,7 +1,8 @@
 """The events of a run as Ray metrics, which each node of a cluster offers to Prometheus.
 
 Ray puts `ray_` before each name: `ray_scar_rows_scored_total`. They are the driver's, count from
-the start of the job, and are seen some ten seconds late, as all of Ray's metrics are.
+the start of the job, and are seen some ten seconds late, as all of Ray's metrics are. The label
+`run` is that of the events; it makes no more series than Ray's own label of the process does.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ BOUNDARIES = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 class RayMetrics(logging.Handler):
     """Events in, metrics out; nothing where no cluster is connected."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: str) -> None:
         super().__init__(logging.DEBUG)
+        self.run = run
         self.units_left = 0
         self._metrics: dict[str, Any] = {}
 
@@ -81,17 +83,17 @@ class RayMetrics(logging.Handler):
         from ray.util.metrics import Counter, Gauge, Histogram  # noqa: PLC0415
 
         if name not in self._metrics:
+            keys = ("run", "reason") if name == "scar_rows_quarantined_total" else ("run",)
             if name in COUNTERS:
-                keys = ("reason",) if name == "scar_rows_quarantined_total" else ()
-                self._metrics[name] = Counter(name, description=COUNTERS[name], tag_keys=keys)
+                made = Counter(name, description=COUNTERS[name], tag_keys=keys)
             elif name in GAUGES:
-                self._metrics[name] = Gauge(name, description=GAUGES[name])
+                made = Gauge(name, description=GAUGES[name], tag_keys=keys)
             else:
-                self._metrics[name] = Histogram(
-                    name,
-                    description="Seconds that an actor takes for a unit.",
-                    boundaries=BOUNDARIES,
+                made = Histogram(
+                    name, description=UNIT_SECONDS_TOLD, boundaries=BOUNDARIES, tag_keys=keys
                 )
+            made.set_default_tags({"run": self.run})
+            self._metrics[name] = made
         return self._metrics[name]
 
 
