@@ -90,7 +90,10 @@ class RayMetrics(logging.Handler):
                 made = Gauge(name, description=GAUGES[name], tag_keys=keys)
             else:
                 made = Histogram(
-                    name, description=UNIT_SECONDS_TOLD, boundaries=BOUNDARIES, tag_keys=keys
+                    name,
+                    description="Seconds that an actor takes for a unit.",
+                    boundaries=BOUNDARIES,
+                    tag_keys=keys,
                 )
             made.set_default_tags({"run": self.run})
             self._metrics[name] = made
