@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.s3_server import S3Server
+
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
@@ -52,3 +54,23 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     memory = fsspec.filesystem("memory")
     if memory.exists(url):
         memory.rm(url, recursive=True)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server on loopback with authentication, for all tests of a session.
+
+    Nothing points to it but what a test sets: `s3.environment()`, or `s3.options()`.
+    """
+    from tests.s3_server import s3_server  # noqa: PLC0415 - only tests that ask for it pay for it
+
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_folder(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A URL below which nothing is stored, and the AWS variables by which it is reached."""
+    for name, value in s3.environment().items():
+        monkeypatch.setenv(name, value)
+    return s3.new_folder()
