@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("scar_curate")
 
 READER_CPUS = 0.5
-WRITER_CPUS = 0.1
+WRITER_CPUS = 0.05
+# Each actor on CPUs leaves a sliver of them to readers and writers, which need no more. So these
+# find room on a node that is full of actors, too: where those of a lost node crowd in, actors
+# would else wait for readers that wait for actors to end.
+SLIVER_RATIO = 0.07
+SLIVER_READER_CPUS = 0.05
+# One reader feeds more than so many actors on CPUs.
+ACTORS_PER_READER = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +43,15 @@ class ActorConfig:
     """GPUs of one actor; 0 scores on CPUs; a fraction lets actors share a GPU."""
     cpus_per_actor: float = 1.0
     """CPUs, and threads, of one actor that scores on CPUs; an actor with a GPU reserves none."""
+    stall_minutes: float = pipeline.STALL_MINUTES
+    """Give up when nothing has moved for so many minutes, above 0; more than a unit takes."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be started."""
         if self.gpus_per_actor < 0 or self.cpus_per_actor <= 0:
             raise ValueError("gpus_per_actor must be at least 0 and cpus_per_actor above 0")
+        if self.stall_minutes <= 0:
+            raise ValueError(f"stall_minutes must be above 0, got {self.stall_minutes:g}")
         parse_actors(self.actors)
 
 
@@ -70,8 +81,8 @@ def actor_bounds(config: ActorConfig) -> tuple[int, int]:
     if config.gpus_per_actor > 0:
         free, each, what = there.get("GPU", 0.0), config.gpus_per_actor, "GPUs"
     else:
-        # Readers and writers need their share, or the actors wait for ever.
-        free = there.get("CPU", 0.0) - READER_CPUS - WRITER_CPUS
+        # Readers and writers need their share, or the actors wait for them.
+        free = there.get("CPU", 0.0) - READER_CPUS
         each, what = config.cpus_per_actor, "CPUs"
     room = int(free / each)
     bounds = parse_actors(config.actors) or (max(1, room), max(1, room))
@@ -82,8 +93,9 @@ def actor_bounds(config: ActorConfig) -> tuple[int, int]:
         )
         if "RAY_ADDRESS" not in os.environ:
             raise InputError(f"{message} Ask for fewer actors or a smaller share.")
-        logger.warning("%s Waiting for it to grow.", message)
-    return bounds
+        logger.warning("%s More will start when it grows.", message)
+    # Fewer to begin with: what there is no room for would keep the readers' room, too.
+    return min(bounds[0], max(1, room)), bounds[1]
 
 
 def stored_ranker(ranker: str) -> str:
@@ -104,7 +116,7 @@ def scored_units(
 
     The dataset's rows are those that `score_stages.ScoreUnits` gives.
     """
-    from ray.data import ActorPoolStrategy  # noqa: PLC0415
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy  # noqa: PLC0415
 
     from jobs import score_stages as stages  # noqa: PLC0415 - torch
 
@@ -116,13 +128,15 @@ def scored_units(
         "precision": precision,
         "threads": None if on_gpu else max(1, round(actors.cpus_per_actor)),
     }
+    readers = TaskPoolStrategy() if on_gpu else TaskPoolStrategy(size=1 + high // ACTORS_PER_READER)
     return (
-        pipeline.source(tasks)
+        pipeline.source(tasks, stall_minutes=actors.stall_minutes)
         .map_batches(
             stages.read_and_tokenize,
             fn_kwargs={"ranker": scoring["ranker"], "columns": columns, "max_tokens": max_tokens},
             batch_size=1,
-            num_cpus=READER_CPUS,
+            compute=readers,
+            num_cpus=READER_CPUS if on_gpu else SLIVER_READER_CPUS,
         )
         .map_batches(
             stages.ScoreUnits,
@@ -130,7 +144,7 @@ def scored_units(
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(min_size=low, max_size=high),
-            num_cpus=0 if on_gpu else actors.cpus_per_actor,
+            num_cpus=0 if on_gpu else actors.cpus_per_actor * (1 - SLIVER_RATIO),
             num_gpus=actors.gpus_per_actor,
         )
     )

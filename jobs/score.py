@@ -167,7 +167,7 @@ def score(config: ScoreConfig, plan: Plan) -> str:
         missing_rows = sum(unit.rows for unit in plan.missing)
         with cli.connected():
             progress = Progress(total_rows=plan.rows, done_rows=plan.rows - missing_rows)
-            for result in _run(config, plan):
+            for result in _dealt_until_done(config, plan):
                 sidecar = result.sidecar
                 finished[sidecar.unit.id] = sidecar
                 waiting.add(result)
@@ -201,6 +201,30 @@ class Waiting:
     def ratio(self) -> float:
         """Share of the time spent waiting, in [0, 1]."""
         return self.waited_seconds / max(self.waited_seconds + self.worked_seconds, 1e-9)
+
+
+def _dealt_until_done(config: ScoreConfig, plan: Plan) -> Iterator[ScoredSidecar]:
+    """As `_run`; units that went down with a part of the cluster are dealt to what is left of it.
+
+    Raises:
+        ClusterError: the cluster broke before it finished a single unit more.
+    """
+    from jobs.standstill import ClusterError  # noqa: PLC0415 - Ray
+
+    finished = dict(plan.finished)
+    while True:
+        left = replace(plan, finished=finished)
+        before = len(finished)
+        try:
+            for result in _run(config, left):
+                finished[result.sidecar.unit.id] = result.sidecar
+                yield result
+        except ClusterError as error:
+            if len(finished) == before:
+                raise
+            logger.warning("%s Going on with %s units.", error, f"{len(left.missing):,}")
+        else:
+            return
 
 
 def _run(config: ScoreConfig, plan: Plan) -> Iterator[ScoredSidecar]:
