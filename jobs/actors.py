@@ -14,7 +14,7 @@ from scar_core.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ray.data import Dataset
+    from ray.data import Dataset, TaskPoolStrategy
 
     from jobs.score_stages import ReadTask
     from scar_core.pool.rows import PairColumns
@@ -28,8 +28,9 @@ WRITER_CPUS = 0.05
 # would else wait for readers that wait for actors to end.
 SLIVER_RATIO = 0.07
 SLIVER_READER_CPUS = 0.05
-# One reader feeds more than so many actors on CPUs.
-ACTORS_PER_READER = 8
+# One reader feeds more actors than there are on so many CPUs, and one writer stores what they give.
+# Slivers would hold many more, each a process of its own.
+CPUS_PER_TASK = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,14 @@ def stored_ranker(ranker: str) -> str:
     return storage.absolute(ranker) if storage.is_folder(ranker) else ranker
 
 
+def few_tasks() -> TaskPoolStrategy:
+    """As many readers, or writers, as a CPU cluster needs at a time, and two at least."""
+    import ray  # noqa: PLC0415
+
+    cpus = ray.cluster_resources().get("CPU", 0.0)
+    return ray.data.TaskPoolStrategy(size=2 + int(cpus) // CPUS_PER_TASK)
+
+
 def scored_units(
     tasks: Sequence[ReadTask],
     *,
@@ -116,7 +125,7 @@ def scored_units(
 
     The dataset's rows are those that `score_stages.ScoreUnits` gives.
     """
-    from ray.data import ActorPoolStrategy, TaskPoolStrategy  # noqa: PLC0415
+    from ray.data import ActorPoolStrategy  # noqa: PLC0415
 
     from jobs import score_stages as stages  # noqa: PLC0415 - torch
 
@@ -128,14 +137,13 @@ def scored_units(
         "precision": precision,
         "threads": None if on_gpu else max(1, round(actors.cpus_per_actor)),
     }
-    readers = TaskPoolStrategy() if on_gpu else TaskPoolStrategy(size=1 + high // ACTORS_PER_READER)
     return (
         pipeline.source(tasks, stall_minutes=actors.stall_minutes)
         .map_batches(
             stages.read_and_tokenize,
             fn_kwargs={"ranker": scoring["ranker"], "columns": columns, "max_tokens": max_tokens},
             batch_size=1,
-            compute=readers,
+            compute=None if on_gpu else few_tasks(),
             num_cpus=READER_CPUS if on_gpu else SLIVER_READER_CPUS,
         )
         .map_batches(

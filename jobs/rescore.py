@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import pipeline
 from jobs import select_stages as stages
-from jobs.actors import WRITER_CPUS, ActorConfig, scored_units
+from jobs.actors import WRITER_CPUS, ActorConfig, few_tasks, scored_units
 from jobs.passes import chunks_of
 from scar_core.errors import RunError
 from scar_core.selection.precision import SAMPLE_ROWS, Errors, list_rescored
@@ -84,6 +84,7 @@ class Rescorer:
             fn_kwargs={"scores": self.scores, "key_id": self.key_id},
             batch_size=1,
             batch_format="pyarrow",
+            compute=few_tasks(),
             num_cpus=WRITER_CPUS,
         )
         return sum(pipeline.results(written))

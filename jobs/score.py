@@ -11,7 +11,7 @@ from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobs import cli, pipeline
-from jobs.actors import WRITER_CPUS, ActorConfig, scored_units
+from jobs.actors import WRITER_CPUS, ActorConfig, few_tasks, scored_units
 from jobs.progress import Progress
 from scar_core import storage
 from scar_core.errors import IncompleteError
@@ -213,16 +213,15 @@ def _dealt_until_done(config: ScoreConfig, plan: Plan) -> Iterator[ScoredSidecar
 
     finished = dict(plan.finished)
     while True:
-        left = replace(plan, finished=finished)
-        before = len(finished)
+        left = replace(plan, finished=dict(finished))
         try:
             for result in _run(config, left):
                 finished[result.sidecar.unit.id] = result.sidecar
                 yield result
         except ClusterError as error:
-            if len(finished) == before:
+            if len(finished) == len(left.finished):
                 raise
-            logger.warning("%s Going on with %s units.", error, f"{len(left.missing):,}")
+            logger.warning("%s Going on with the units that are not.", error)
         else:
             return
 
@@ -244,6 +243,7 @@ def _run(config: ScoreConfig, plan: Plan) -> Iterator[ScoredSidecar]:
         fn_kwargs={"scores": storage.absolute(config.out), "key": plan.key},
         batch_size=1,
         batch_format="pyarrow",
+        compute=few_tasks(),
         num_cpus=WRITER_CPUS,
     )
     yield from pipeline.results(written)

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 DATA = ROOT.parent / "shared/data"
 POOLS = ("pool_human", "pool_llm_misc", "pool_t0_50k")
 BASE = f"s3://{BUCKET}/storm"
-PART = 10
+PART = 40
 """Every so many-th row makes the small pool."""
-UNIT_ROWS = {"part": 128, "whole": 1280}
+UNIT_ROWS = {"part": 32, "whole": 1280}
 """About 100 units of either pool."""
 SIDECAR_PUT = re.compile(rb"PUT \S*/sidecars/[0-9a-f]+/([0-9a-f]+)\.parquet")
 TRIES = 3
@@ -103,16 +103,25 @@ class Storm:
     folder: Path
     rng: random.Random
     references: dict[str, Result] = field(default_factory=dict)
+    """By pool, what an undisturbed run gives."""
+    job: Job | None = None
+    """The newest."""
 
     def start(self, name: str, pool: str) -> Job:
         """A curation of a pool of its own output prefix, begun or gone on with."""
-        return Job(
+        self.job = Job(
             *("--pool", f"{BASE}/{pool}", "--ranker", f"{BASE}/ranker", "--keep", "10%"),
             *("--out", f"{BASE}/{name}", "--unit-rows", str(UNIT_ROWS[pool])),
             *("--max-tokens", "32", "--actors", "1:2"),
             address=self.cluster.address,
             log=self.folder / f"{name}.log",
         )
+        return self.job
+
+    def stop(self) -> None:
+        """Leave no job running; one that ended well is none."""
+        if self.job is not None and self.job.running:
+            self.job.kill()
 
     def puts(self) -> Counter[bytes]:
         """How often each unit's sidecar was put since the proxy forgot."""
@@ -139,24 +148,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of faults and moments (default 1)")
     parser.add_argument("--runs", type=int, default=28, help="interrupted runs (default 28)")
     parser.add_argument(
-        "--whole", type=int, default=3, help="how many of them take all rows (default 3)"
+        "--whole", type=int, default=2, help="how many, the last, take all rows (default 2)"
+    )
+    parser.add_argument(
+        "--data", type=Path, default=DATA, help="folder of the real pools (default ../shared/data)"
     )
     options = parser.parse_args(argv)
-    if not DATA.exists():
-        print(f"skipped: the real pools are not there ({DATA})")
+    if not options.data.exists():
+        print(f"skipped: the real pools are not there ({options.data})")
         return 0
     os.environ.update(
         RAY_AUTH_MODE="disabled", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", HF_HUB_OFFLINE="1"
     )
     with ExitStack() as stack:
-        storm = _set_up(stack, options.seed)
-        for pool in ("part", "whole") if options.whole else ("part",):
-            _run_undisturbed(storm, pool)
-        outcomes = [
-            _blow(storm, f"run-{number}", fault, "whole" if number < options.whole else "part")
-            for number, fault in enumerate(_deck(storm.rng, options.runs))
-        ]
-    print(table_of(outcomes))
+        storm = _set_up(stack, options.seed, data=options.data)
+        outcomes: list[Outcome] = []
+        # Also of a storm that is broken off.
+        stack.callback(lambda: print(table_of(outcomes), flush=True))
+        for number, fault in enumerate(_deck(storm.rng, options.runs)):
+            pool = "part" if number < options.runs - options.whole else "whole"
+            if pool not in storm.references:
+                _run_undisturbed(storm, pool)
+            outcomes.append(_blow(storm, f"run-{number}", fault, pool))
     return 0 if all(outcome.right for outcome in outcomes) else 1
 
 
@@ -168,7 +181,7 @@ def _deck(rng: random.Random, runs: int) -> list[str]:
     return deck[:runs]
 
 
-def _set_up(stack: ExitStack, seed: int) -> Storm:
+def _set_up(stack: ExitStack, seed: int, *, data: Path) -> Storm:
     """Server, proxy, cluster, pools and ranker; all of it goes when the stack closes."""
     folder = Path(tempfile.mkdtemp(prefix="scar-storm-"))
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -177,27 +190,29 @@ def _set_up(stack: ExitStack, seed: int) -> Storm:
     # Nodes hand them to their workers; the jobs of this process have them, too.
     os.environ.update(server.environment(endpoint=proxy.endpoint))
     store = server.filesystem()
-    _upload_pools(folder, store)
+    _upload_pools(data, folder, store)
     from tests.tiny import tiny_ranker_dir  # noqa: PLC0415 - `--help` must not wait for torch
 
     store.put(str(tiny_ranker_dir(folder)), f"{BUCKET}/storm/ranker", recursive=True)
-    return Storm(
+    storm = Storm(
         cluster=stack.enter_context(three_nodes()),
         proxy=proxy,
         store=store,
         folder=folder,
         rng=random.Random(seed),
     )
+    stack.callback(storm.stop)
+    return storm
 
 
-def _upload_pools(folder: Path, store: s3fs.S3FileSystem) -> None:
+def _upload_pools(data: Path, folder: Path, store: s3fs.S3FileSystem) -> None:
     """The pools as they are, and a part of each."""
     for name in POOLS:
-        table = pq.read_table(DATA / f"{name}.parquet")
+        table = pq.read_table(data / f"{name}.parquet")
         part = table.take(pa.array(range(0, table.num_rows, PART)))
         pq.write_table(part, folder / f"{name}.parquet")
         store.put_file(str(folder / f"{name}.parquet"), f"{BUCKET}/storm/part/{name}.parquet")
-        store.put_file(str(DATA / f"{name}.parquet"), f"{BUCKET}/storm/whole/{name}.parquet")
+        store.put_file(str(data / f"{name}.parquet"), f"{BUCKET}/storm/whole/{name}.parquet")
 
 
 def _run_undisturbed(storm: Storm, pool: str) -> None:
@@ -218,6 +233,7 @@ def _blow(storm: Storm, name: str, fault: str, pool: str) -> Outcome:
     """One run with its fault, resumed if need be, compared."""
     started = time.monotonic()
     outcome = Outcome(fault=fault)
+    storm.cluster.restore()
     storm.proxy.forget()
     job = storm.start(name, pool)
     moment = _wait_for_the_moment(storm, job, fault, units=storm.references[pool].units)
@@ -230,7 +246,6 @@ def _blow(storm: Storm, name: str, fault: str, pool: str) -> Outcome:
     while code and outcome.resumes < TRIES:
         outcome.resumes += 1
         code = _resume(storm, name, pool, outcome)
-    storm.cluster.restore()
     outcome.recovered = code == 0
     if outcome.recovered:
         compare(storm.result(name), storm.references[pool], outcome)
@@ -310,7 +325,8 @@ def _strike(storm: Storm, job: Job, name: str, fault: str) -> None:
 def _cut_objects(storm: Storm, name: str) -> None:
     """Leave the first half of some sidecars and output files, as a store without atomic puts."""
     time.sleep(2)  # a writer that outlives its driver must not make them whole again
-    found = sorted(storm.store.glob(f"{BUCKET}/storm/{name}/**.parquet"))
+    everything = storm.store.find(f"{BUCKET}/storm/{name}")
+    found = sorted(path for path in everything if path.endswith(".parquet"))
     for path in storm.rng.sample(found, min(3, len(found))):
         whole = storm.store.cat_file(path)
         storm.store.pipe_file(path, whole[: storm.rng.randrange(len(whole))])

@@ -210,11 +210,11 @@ def test_a_run_without_room_fails_in_time_and_is_resumed(
 
 
 @pytest.mark.soak
-def test_an_object_store_that_is_nearly_full_slows_a_run_down_and_no_more(
-    cluster: RayCluster, ranker: Path, tmp_path: Path
+def test_object_stores_that_are_nearly_full_lose_nothing(
+    cluster: RayCluster, tmp_path: Path
 ) -> None:
-    """Many times the token ids that the stores hold go through them, and every row arrives."""
-    rows = 40_000
+    """The token ids of one unit take a third of a node's store; every row arrives."""
+    rows = 24_000
     text = "the list of steps because then " * 40
     table = pa.table(
         {
@@ -223,14 +223,15 @@ def test_an_object_store_that_is_nearly_full_slows_a_run_down_and_no_more(
         }
     )
     (tmp_path / "pool").mkdir()
-    pq.write_table(table, tmp_path / "pool/one-row-group.parquet", row_group_size=rows)
+    pq.write_table(table, tmp_path / "pool/one.parquet", row_group_size=rows)
     for node in cluster.workers:
         cluster.kill_node(node)
     for _ in range(2):
-        cluster.join(store_bytes=80 * 2**20)  # the least that Ray takes
+        cluster.join(store_bytes=80 * 2**20)  # Ray takes no less
+    ranker = tiny_ranker_dir(tmp_path, hidden=8, layers=1, heads=1)
     job = Job(
         *("--pool", str(tmp_path / "pool"), "--ranker", str(ranker), "--keep", "100"),
-        *("--out", str(tmp_path / "out"), "--unit-rows", "4000", "--actors", "2"),
+        *("--out", str(tmp_path / "out"), "--unit-rows", "6000", "--actors", "2"),
         address=cluster.address,
         log=tmp_path / "log",
     )
@@ -239,6 +240,8 @@ def test_an_object_store_that_is_nearly_full_slows_a_run_down_and_no_more(
     counts = manifest_of(run)["counts"]
     assert (counts["rows_in"], counts["scored"], counts["selected"]) == (rows, rows, 100)
     assert len(rows_of(run)) == 100
+    for node in cluster.workers:  # the next test wants its own
+        cluster.kill_node(node)
 
 
 @pytest.mark.soak
