@@ -125,7 +125,7 @@ def test_a_run_ends_right_when_actors_no_longer_find_room(
 def test_a_run_ends_right_when_actors_are_killed(
     curation: Curation, undisturbed: Undisturbed
 ) -> None:
-    """Each actor once, in the middle of a unit; no unit is written by two of them."""
+    """Each actor once, in the middle of its work: Ray starts it again, with its units."""
     job = curation.start_and_wait("--actors", "2")
     for pid in curation.cluster.scorers():
         kill_process(pid)
