@@ -38,6 +38,7 @@ check: .venv/ready
 
 soak: .venv/ready
 	$(PY) -m pytest -m soak --timeout 7200
+	$(PY) -m tests.storm
 
 bench: .venv/ready
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[bench]'

@@ -15,7 +15,7 @@ from scar_core.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ray.data import Dataset
+    from ray.data import Dataset, TaskPoolStrategy
 
     from jobs.guarded import TokenScorer
     from jobs.read_stage import ReadTask
@@ -25,10 +25,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger("scar_curate")
 
 READER_CPUS = 0.5
-WRITER_CPUS = 0.1
 STALLS_AT_MOST = 30
 # Ray's own is for ever: a file that crashes whoever reads it would keep a run from ending.
 READER_RETRIES = 20
+WRITER_CPUS = 0.05
+# Each actor on CPUs leaves a sliver of them to readers and writers, which need no more. So these
+# find room on a node that is full of actors, too: where those of a lost node crowd in, actors
+# would else wait for readers that wait for actors to end.
+SLIVER_RATIO = 0.07
+SLIVER_READER_CPUS = 0.05
+# One reader feeds more actors than there are on so many CPUs, and one writer stores what they give.
+# Slivers would hold many more, each a process of its own.
+CPUS_PER_TASK = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +50,9 @@ class ActorConfig:
     """GPUs of one actor; 0 scores on CPUs; a fraction lets actors share a GPU."""
     cpus_per_actor: float = 1.0
     """CPUs, and threads, of one actor that scores on CPUs; an actor with a GPU reserves none."""
-
+    stall_minutes: float | None = None
+    """Give up when nothing has moved for so many minutes, above 0; more than a unit takes. By
+    default 30, or longer, if finding a row that stalls its actor may take longer."""
     batch_timeout_seconds: float = 300.0
     """An actor that finishes no batch for so long is stalled, above 0. The rows that stall it are
     found and quarantined."""
@@ -55,7 +65,17 @@ class ActorConfig:
             )
         if self.gpus_per_actor < 0 or self.cpus_per_actor <= 0:
             raise ValueError("gpus_per_actor must be at least 0 and cpus_per_actor above 0")
+        if self.stall_minutes is not None and self.stall_minutes <= 0:
+            raise ValueError(f"stall_minutes must be above 0, got {self.stall_minutes:g}")
         parse_actors(self.actors)
+
+    @property
+    def patience_minutes(self) -> float:
+        """How long nothing may move."""
+        if self.stall_minutes is not None:
+            return self.stall_minutes
+        # A row that stalls its actor is found by some 15 time-outs, without progress to Ray.
+        return max(pipeline.STALL_MINUTES, STALLS_AT_MOST * self.batch_timeout_seconds / 60)
 
 
 def parse_actors(text: str) -> tuple[int, int] | None:
@@ -84,8 +104,8 @@ def actor_bounds(config: ActorConfig) -> tuple[int, int]:
     if config.gpus_per_actor > 0:
         free, each, what = there.get("GPU", 0.0), config.gpus_per_actor, "GPUs"
     else:
-        # Readers and writers need their share, or the actors wait for ever.
-        free = there.get("CPU", 0.0) - READER_CPUS - WRITER_CPUS
+        # Readers and writers need their share, or the actors wait for them.
+        free = there.get("CPU", 0.0) - READER_CPUS
         each, what = config.cpus_per_actor, "CPUs"
     room = int(free / each)
     bounds = parse_actors(config.actors) or (max(1, room), max(1, room))
@@ -96,13 +116,22 @@ def actor_bounds(config: ActorConfig) -> tuple[int, int]:
         )
         if "RAY_ADDRESS" not in os.environ:
             raise InputError(f"{message} Ask for fewer actors or a smaller share.")
-        logger.warning("%s Waiting for it to grow.", message)
-    return bounds
+        logger.warning("%s More will start when it grows.", message)
+    # Fewer to begin with: what there is no room for would keep the readers' room, too.
+    return min(bounds[0], max(1, room)), bounds[1]
 
 
 def stored_ranker(ranker: str) -> str:
     """A ranker's place as any worker may use it: a hub name stays what it is."""
     return storage.absolute(ranker) if storage.is_folder(ranker) else ranker
+
+
+def few_tasks() -> TaskPoolStrategy:
+    """As many readers, or writers, as a CPU cluster needs at a time, and two at least."""
+    import ray  # noqa: PLC0415
+
+    cpus = ray.cluster_resources().get("CPU", 0.0)
+    return ray.data.TaskPoolStrategy(size=2 + int(cpus) // CPUS_PER_TASK)
 
 
 def scored_units(
@@ -121,7 +150,7 @@ def scored_units(
     The dataset's rows are those that `score_stages.ScoreUnits` gives. `load` gives the scorer, if
     not `score_stages.load_scorer`.
     """
-    from ray.data import ActorPoolStrategy, DataContext  # noqa: PLC0415
+    from ray.data import ActorPoolStrategy  # noqa: PLC0415
 
     from jobs import score_stages as stages  # noqa: PLC0415 - torch
     from jobs.read_stage import read_and_tokenize  # noqa: PLC0415 - torch
@@ -136,13 +165,8 @@ def scored_units(
         precision=precision,
         threads=None if on_gpu else max(1, round(actors.cpus_per_actor)),
     )
-    context = DataContext.get_current()
-    # A row that stalls its actor is found by some 15 time-outs, all without progress to Ray.
-    patience_seconds = STALLS_AT_MOST * actors.batch_timeout_seconds
-    if 0 < context.execution_no_progress_timeout_s < patience_seconds:
-        context.execution_no_progress_timeout_s = patience_seconds
     tokenized = pipeline.stage(
-        pipeline.source(tasks),
+        pipeline.source(tasks, stall_minutes=actors.patience_minutes),
         read_and_tokenize,
         fn_kwargs={
             "ranker": place,
@@ -150,7 +174,8 @@ def scored_units(
             "max_tokens": max_tokens,
             "on_bad_file": on_bad_file,
         },
-        num_cpus=READER_CPUS,
+        compute=None if on_gpu else few_tasks(),
+        num_cpus=READER_CPUS if on_gpu else SLIVER_READER_CPUS,
         max_retries=READER_RETRIES,
     )
     return pipeline.stage(
@@ -159,6 +184,6 @@ def scored_units(
         fn_constructor_kwargs={"load": loaded, "stall_seconds": actors.batch_timeout_seconds},
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=low, max_size=high),
-        num_cpus=0 if on_gpu else actors.cpus_per_actor,
+        num_cpus=0 if on_gpu else actors.cpus_per_actor * (1 - SLIVER_RATIO),
         num_gpus=actors.gpus_per_actor,
     )

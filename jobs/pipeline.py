@@ -26,12 +26,22 @@ OBJECT_COLUMN = "object"
 # not wait for its neighbours, nor bind them to one actor, so any unit fills a block.
 BLOCK_BYTES = 1024
 
+STALL_MINUTES = 30.0
 
-def source(items: Sequence[Any]) -> Dataset:
-    """A dataset of objects, a block each; a stage gets them from `objects`."""
+
+def source(items: Sequence[Any], *, stall_minutes: float = STALL_MINUTES) -> Dataset:
+    """A dataset of objects, a block each; a stage gets them from `objects`.
+
+    `results` gives up what nothing comes out of, and nothing moves in, for so many minutes.
+    """
     import ray  # noqa: PLC0415 - `--help` and bad flags must not wait for Ray
 
-    ray.data.DataContext.get_current().target_max_block_size = BLOCK_BYTES
+    from jobs.standstill import StandstillWatch  # noqa: PLC0415 - as above
+
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = BLOCK_BYTES
+    context.execution_no_progress_timeout_s = 60 * stall_minutes
+    context.custom_execution_callback_classes = [StandstillWatch]
     rows = [{OBJECT_COLUMN: pickle.dumps(item)} for item in items]
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
@@ -75,9 +85,47 @@ def _with_access(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def results(dataset: Dataset) -> Iterator[Any]:
-    """The objects of a dataset as they are finished, in any order."""
-    for row in dataset.iter_rows():
-        yield pickle.loads(row[OBJECT_COLUMN])  # noqa: S301 - as above
+    """The objects of a dataset as they are finished, in any order.
+
+    Raises:
+        ClusterError: nothing moves any more, or Ray could not make good what it lost.
+        Exception: whatever a stage raised, as itself.
+    """
+    from ray import exceptions as lost  # noqa: PLC0415 - `--help` must not wait for Ray
+    from ray.data.exceptions import ExecutionTimeoutError  # noqa: PLC0415 - as above
+
+    from jobs.standstill import ClusterError  # noqa: PLC0415 - as above
+
+    try:
+        for row in dataset.iter_rows():
+            yield pickle.loads(row[OBJECT_COLUMN])  # noqa: S301 - as above
+    except ExecutionTimeoutError as error:
+        minutes = dataset.context.execution_no_progress_timeout_s / 60
+        raise ClusterError(
+            f"nothing moved for {minutes:g} minutes: an actor hangs, or the cluster has no room "
+            f"for what the run needs ({_resources()} in all). Start again: finished work is kept."
+        ) from error
+    except (
+        lost.RayActorError,
+        lost.ObjectLostError,
+        lost.NodeDiedError,
+        lost.WorkerCrashedError,
+        lost.OutOfMemoryError,
+        lost.OutOfDiskError,
+        lost.ObjectStoreFullError,
+        lost.RaySystemError,
+    ) as error:
+        raise ClusterError(
+            f"Ray lost what it could not make good. Start again: finished work is kept. {error}"
+        ) from error
+
+
+def _resources() -> str:
+    """What the cluster has now, for a person."""
+    import ray  # noqa: PLC0415 - as above
+
+    there = ray.cluster_resources()
+    return f"{there.get('CPU', 0):g} CPUs, {there.get('GPU', 0):g} GPUs"
 
 
 def run(work: Callable[..., Any], items: Sequence[Any], **options: Any) -> Iterator[Any]:  # noqa: ANN401

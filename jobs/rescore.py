@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import pipeline
 from jobs import select_stages as stages
-from jobs.actors import WRITER_CPUS, ActorConfig, scored_units
+from jobs.actors import WRITER_CPUS, ActorConfig, few_tasks, scored_units
 from jobs.events import tell
 from jobs.passes import chunks_of
 from scar_core.errors import RunError
@@ -86,6 +86,7 @@ class Rescorer:
             write_rescored_rows,
             fn_kwargs={"scores": self.scores, "key_id": self.key_id},
             batch_format="pyarrow",
+            compute=few_tasks(),
             num_cpus=WRITER_CPUS,
         )
         return sum(pipeline.results(written))

@@ -9,7 +9,7 @@ from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobs import cli, pipeline
-from jobs.actors import READER_RETRIES, WRITER_CPUS, ActorConfig, scored_units
+from jobs.actors import READER_RETRIES, WRITER_CPUS, ActorConfig, few_tasks, scored_units
 from jobs.events import EventsConfig, recording, tell, tell_published
 from jobs.progress import Progress
 from jobs.publish_scores import publish_scores
@@ -107,7 +107,7 @@ def _score_missing(
     waiting = Waiting()
     with cli.connected():
         progress = Progress(total_rows=plan.rows, done_rows=plan.rows - missing_rows)
-        for result in _run(config, plan, load):
+        for result in _dealt_until_done(config, plan, load):
             if isinstance(result, BadFile):
                 tally.add_file(result)
                 continue
@@ -152,6 +152,35 @@ class Waiting:
         return self.waited_seconds / max(self.waited_seconds + self.worked_seconds, 1e-9)
 
 
+def _dealt_until_done(
+    config: ScoreConfig, plan: Plan, load: Callable[..., TokenScorer] | None
+) -> Iterator[ScoredSidecar | BadFile]:
+    """As `_run`; units that went down with a part of the cluster are dealt to what is left of it.
+
+    Raises:
+        ClusterError: the cluster broke before it finished a single unit more.
+    """
+    from jobs.standstill import ClusterError  # noqa: PLC0415 - Ray
+
+    finished = dict(plan.finished)
+    bad: dict[str, BadFile] = {}
+    while True:
+        left = replace(plan.without(bad), finished=dict(finished))
+        try:
+            for result in _run(config, left, load):
+                if isinstance(result, BadFile):
+                    bad[result.path] = result
+                else:
+                    finished[result.sidecar.unit.id] = result.sidecar
+                yield result
+        except ClusterError as error:
+            if len(finished) == len(left.finished):
+                raise
+            logger.warning("%s Going on with the units that are not.", error)
+        else:
+            return
+
+
 def _run(
     config: ScoreConfig, plan: Plan, load: Callable[..., TokenScorer] | None
 ) -> Iterator[ScoredSidecar | BadFile]:
@@ -159,6 +188,7 @@ def _run(
     from ray.exceptions import WorkerCrashedError  # noqa: PLC0415
 
     from jobs.score_stages import write_sidecars  # noqa: PLC0415 - torch
+    from jobs.standstill import ClusterError  # noqa: PLC0415 - Ray
 
     scored = scored_units(
         read_tasks(plan),
@@ -175,11 +205,14 @@ def _run(
         write_sidecars,
         fn_kwargs={"scores": storage.absolute(config.out), "key": plan.key},
         batch_format="pyarrow",
+        compute=few_tasks(),
         num_cpus=WRITER_CPUS,
     )
     try:
         yield from pipeline.results(written)
-    except WorkerCrashedError as error:
+    except ClusterError as error:
+        if not isinstance(error.__cause__, WorkerCrashedError):
+            raise
         raise RunError(
             f"a worker that read the pool died {READER_RETRIES} times: too little memory, or a "
             "file that crashes its reader. Start again: finished units are kept."
