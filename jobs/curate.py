@@ -13,6 +13,7 @@ from jobs.scored_pool import check_score_column, open_scores
 from jobs.select_rows import SelectOptions, rescorer_of, select
 from scar_core import storage
 from scar_core.manifest import MANIFEST_NAME, new_run_id, write_pointer
+from scar_core.selection.labels import check_label_column
 from scar_core.selection.report import render
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def curate(config: CurateConfig) -> str:
     scoring = config.score_config()
     plan = make_plan(scoring)
     check_score_column(plan.files, config.score_column)
+    if config.per is not None:
+        check_label_column(plan.files, config.per, flag="--per")
     with cli.connected():
         scores = open_scores(score(scoring, plan))
         report = select(scores, config, rescorer_of(scores, config), folder=folder)

@@ -1,0 +1,263 @@
+"""Groups and copies through the jobs on a real Ray, against a plain loop over the pool."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import cli, pipeline, score, select_rows, select_write
+from jobs.select_stages import ScoredUnit, Told
+from jobs.select_write import plan_parts
+from scar_core.pool import units as units_module
+from scar_core.pool.rows import content_hash
+from scar_core.pool.units import Unit
+from scar_core.selection.extremes import Extremes
+from tests.jobs_harness import manifest_of, rows_of, write_pool
+from tests.pools import open_one, texts, write
+from tests.tiny import tiny_ranker_dir
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three files; the third holds copies of the first's rows, under other sources."""
+    folder = write_pool(tmp_path_factory.mktemp("pools") / "pool")
+    first = pq.read_table(folder / "part-0.parquet")
+    third = pq.read_table(folder / "part-2.parquet")
+    columns = {
+        "instruction": pa.chunked_array(
+            [first["instruction"][:30].combine_chunks(), third["instruction"][30:].combine_chunks()]
+        ),
+        "response": pa.chunked_array(
+            [first["response"][:30].combine_chunks(), third["response"][30:].combine_chunks()]
+        ),
+        "source": pa.array(["copied", None] * 25 + ["tail"] * 50),
+    }
+    for name, column in columns.items():
+        third = third.set_column(third.schema.get_field_index(name), name, column)
+    pq.write_table(third, folder / "part-2.parquet", row_group_size=40)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scores(
+    tmp_path_factory: pytest.TempPathFactory, pool: Path, ray_session: None
+) -> dict[str, Path]:
+    """By precision, a scores directory of the pool."""
+    del ray_session
+    folder = tmp_path_factory.mktemp("scores")
+    ranker = tiny_ranker_dir(folder)
+    arguments = ["--pool", str(pool), "--ranker", str(ranker), "--unit-rows", "32"]
+    for precision in ("fp32", "bf16"):
+        out = ["--precision", precision, "--out", str(folder / precision)]
+        assert cli.run_job(score.job, [*arguments, *out]) == 0
+    return {precision: folder / precision for precision in ("fp32", "bf16")}
+
+
+def select(scores: Path, out: Path, *flags: str) -> Path:
+    arguments = ["--scores", str(scores), "--out", str(out), *flags]
+    assert cli.run_job(select_rows.job, arguments) == 0
+    assert not (out / "scratch").exists()
+    return out
+
+
+def ranked(scores: Path, pool: Path, tmp_path: Path) -> list[Row]:
+    """All scored rows of the pool, best first, as one selection of everything gives them."""
+    rows = rows_of(select(scores, tmp_path / "all", "--keep", "100%"))
+    place = {
+        row["id"]: (path.name, at)
+        for path in sorted(pool.glob("*.parquet"))
+        for at, row in enumerate(pq.read_table(path).to_pylist())
+    }
+    for row in rows:
+        row["hash"] = content_hash(row["instruction"].decode(), row["response"].decode())
+        row["group"] = row["source"] or "(none)"
+    return sorted(rows, key=lambda row: (-row["scar_score"], row["hash"], place[row["id"]]))
+
+
+def distinct(rows: list[Row]) -> list[Row]:
+    found: dict[bytes, Row] = {}
+    for row in rows:
+        found.setdefault(row["hash"], row)
+    return list(found.values())
+
+
+def test_groups_and_copies_through_the_job(
+    tmp_path: Path, scores: dict[str, Path], pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many chunks, ranges and levels of merging; quotas, counts and thresholds as counted here."""
+    monkeypatch.setattr("jobs.passes.CHUNK_ROWS", 40)
+    monkeypatch.setattr("jobs.passes.TASKS_PER_CPU", 99)
+    monkeypatch.setattr("jobs.find_copies.CHUNK_ROWS", 50)
+    monkeypatch.setattr("scar_core.selection.groups.FETCHED_ROWS", 20)
+    monkeypatch.setattr(pipeline, "FAN_IN", 3)
+    rows = ranked(scores["fp32"], pool, tmp_path)
+    kept = distinct(rows)
+    flags = ("--keep", "10%", "--per", "source", "--dedup", "exact", "--min-per-group", "2")
+    run = select(scores["fp32"], tmp_path / "run", *flags)
+    manifest = manifest_of(run)
+    groups = {entry["group"]: entry for entry in manifest["groups"]}
+    eligible = Counter(row["group"] for row in kept)
+    assert {name: entry["eligible"] for name, entry in groups.items()} == eligible
+    assert groups["(none)"]["duplicates"] > 0
+    assert sum(entry["rows"] for entry in groups.values()) == 300
+    total = math.floor(0.1 * len(kept))
+    assert sum(entry["quota"] for entry in groups.values()) == total
+    assert min(entry["quota"] for entry in groups.values()) == 2
+    expected = set()
+    for name, entry in groups.items():
+        best = [row for row in kept if row["group"] == name][: entry["quota"]]
+        expected |= {row["id"] for row in best}
+        assert entry["selected"] == len(best)
+        assert entry["threshold"] == best[-1]["scar_score"]
+    assert {row["id"] for row in rows_of(run)} == expected
+    counts = manifest["counts"]
+    assert counts["duplicates"] == len(rows) - len(kept) > 25
+    assert counts["scored"] == len(rows)
+    assert counts["not_selected"] == len(rows) - total
+
+
+def test_bf16_scores_give_the_fp32_selection_per_group_and_without_copies(
+    tmp_path: Path, scores: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A boundary for each group; rows that share their content are all scored again."""
+    monkeypatch.setattr("jobs.rescore.SAMPLE_ROWS", 24)
+    runs = []
+    flags = ("--keep", "20%", "--per", "source", "--dedup", "exact")
+    for precision, folder in scores.items():
+        run = select(folder, tmp_path / precision, *flags)
+        runs.append(([row["id"] for row in rows_of(run)], manifest_of(run)["groups"]))
+    (fp32_ids, fp32_groups), (bf16_ids, bf16_groups) = runs
+    assert fp32_ids == bf16_ids
+    assert [g["quota"] for g in fp32_groups] == [g["quota"] for g in bf16_groups]
+    again = manifest_of(tmp_path / "bf16")["precision"]
+    assert 60 < again["rescored_rows"] < 288
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--per", "nested"), "wanted text or whole numbers"),
+        (("--per", "missing"), "no column 'missing'"),
+        (("--per", "source", "--min-per-group", "50"), "is short"),
+        (("--per", "source", "--max-per-group", "1"), "Raise it, or lower --keep"),
+        (("--per", "response"), "a value has"),
+        (("--max-per-group", "1"), "need --per"),
+    ],
+)
+def test_what_cannot_be_met_is_refused_with_exit_code_2(
+    tmp_path: Path,
+    scores: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[str, ...],
+    says: str,
+) -> None:
+    """And nothing is published."""
+    arguments = ["--scores", str(scores["fp32"]), "--out", str(tmp_path / "o"), "--keep", "10%"]
+    assert cli.run_job(select_rows.job, [*arguments, *flags]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "o/manifest.json").exists()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_results_are_merged_in_a_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last merge, on the driver, sees no more than FAN_IN results; none is lost or doubled."""
+    monkeypatch.setattr(pipeline, "FAN_IN", 4)
+    seen: list[int] = []
+
+    def merge(parts: Any) -> Counter[int]:  # noqa: ANN401
+        held = list(parts)
+        seen.append(len(held))
+        return sum(held, Counter())
+
+    total = pipeline.fold(_one, range(30), merge)
+    assert total == Counter(range(30))
+    assert len(seen) == 1
+    assert seen[0] <= 4
+
+
+def _one(item: int) -> Counter[int]:
+    return Counter([item])
+
+
+def scored_units(path: Path, *, unit_rows: int) -> list[ScoredUnit]:
+    """The units of one file; sidecars are not there."""
+    file = open_one(path)
+    return [
+        ScoredUnit(
+            ordinal=ordinal,
+            unit=Unit(path=file.path, row_start=start, rows=unit_rows, fingerprint=""),
+            file=file,
+            sidecar="",
+        )
+        for ordinal, start in enumerate(range(0, file.rows, unit_rows))
+    ]
+
+
+def told(selected: dict[int, int]) -> Told:
+    return Told(
+        ordinals_M=np.array(list(selected), np.int64),
+        selected_M=np.array(list(selected.values()), np.int64),
+        sources={},
+        by_group_G=np.zeros(1, np.int64),
+        extremes=Extremes([], [], [], []),
+    )
+
+
+def test_output_files_are_of_one_size(tmp_path: Path) -> None:
+    """No small one is left over at the end; units keep their order."""
+    path = write(tmp_path / "a.parquet", texts(4000), groups=[1000] * 4)
+    units = scored_units(path, unit_rows=100)
+    row_bytes = units[0].file.bytes_per_row
+    monkey_megabytes = 1
+    rows = dict.fromkeys(range(40), int(2.2 * 2**20 / row_bytes / 40))
+    parts = plan_parts(units, told(rows), megabytes=monkey_megabytes)
+    assert [len(part.units) for part in parts] == [13, 14, 13]
+    assert [u.ordinal for part in parts for u in part.units] == list(range(40))
+    assert plan_parts(units, told({}), megabytes=1)[0].rows == 0
+
+
+def test_a_row_group_without_selected_rows_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one between two that hold some, within one unit."""
+    path = write(tmp_path / "a.parquet", texts(500), groups=[50] * 10)
+    (unit,) = scored_units(path, unit_rows=500)
+    read: list[int] = []
+    plain = pq.ParquetFile.iter_batches
+
+    def iter_batches(self: pq.ParquetFile, *args: Any, row_groups: list[int], **kw: Any) -> Any:  # noqa: ANN401
+        read.extend(row_groups)
+        return plain(self, *args, row_groups=row_groups, **kw)
+
+    monkeypatch.setattr(units_module.pq.ParquetFile, "iter_batches", iter_batches)
+    mask_N = np.zeros(500, np.bool_)
+    mask_N[[3, 7, 130, 499]] = True
+
+    class Columns:
+        scores = pa.array(np.arange(500, dtype=np.float32))
+
+    class Everything:
+        def mask(self, columns: object) -> np.ndarray:
+            del columns
+            return mask_N
+
+    monkeypatch.setattr(
+        select_write, "columns_of", lambda units, groups: [Columns() for _ in units]
+    )
+    part = select_write.Part(path="data/x.parquet", units=(unit,), rows=4)
+    select_write.write_part(part, folder=str(tmp_path), cut=Everything(), score_column="s")  # type: ignore[arg-type]
+    assert read == [0, 2, 9]
+    table = pq.read_table(tmp_path / "data/x.parquet")
+    assert table["s"].to_pylist() == [3.0, 7.0, 130.0, 499.0]
+    assert table.drop_columns("s").equals(texts(500).take([3, 7, 130, 499]))
