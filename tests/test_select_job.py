@@ -14,7 +14,6 @@ import pytest
 from jobs import cli, pipeline, score, select_rows, select_write
 from jobs.select_stages import ScoredUnit, Told
 from jobs.select_write import plan_parts
-from scar_core.pool import units as units_module
 from scar_core.pool.rows import content_hash
 from scar_core.pool.units import Unit
 from scar_core.selection.extremes import Extremes
@@ -240,23 +239,20 @@ def test_a_row_group_without_selected_rows_is_not_read(
         read.extend(row_groups)
         return plain(self, *args, row_groups=row_groups, **kw)
 
-    monkeypatch.setattr(units_module.pq.ParquetFile, "iter_batches", iter_batches)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
     mask_N = np.zeros(500, np.bool_)
     mask_N[[3, 7, 130, 499]] = True
 
     class Columns:
         scores = pa.array(np.arange(500, dtype=np.float32))
 
-    class Everything:
-        def mask(self, columns: object) -> np.ndarray:
-            del columns
+    class Marked:
+        def mask(self, _: object) -> np.ndarray:
             return mask_N
 
-    monkeypatch.setattr(
-        select_write, "columns_of", lambda units, groups: [Columns() for _ in units]
-    )
+    monkeypatch.setattr(select_write, "columns_of", lambda *_, **__: [Columns()])
     part = select_write.Part(path="data/x.parquet", units=(unit,), rows=4)
-    select_write.write_part(part, folder=str(tmp_path), cut=Everything(), score_column="s")  # type: ignore[arg-type]
+    select_write.write_part(part, folder=str(tmp_path), cut=Marked(), score_column="s")  # type: ignore[arg-type]
     assert read == [0, 2, 9]
     table = pq.read_table(tmp_path / "data/x.parquet")
     assert table["s"].to_pylist() == [3.0, 7.0, 130.0, 499.0]

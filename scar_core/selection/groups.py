@@ -180,8 +180,8 @@ class GroupCuts:
         """[N] whether each row of a sidecar is selected; reads hashes only to break a tie."""
         groups_N = columns.groups_N
         last_N = self.words_GW[groups_N, 0]
-        some_N = columns.eligible_N & (self.selected_G[groups_N] > 0)
-        selected_N = some_N & (columns.score_keys_N < last_N)
+        some_N: NDArray[np.bool_] = columns.eligible_N & (self.selected_G[groups_N] > 0)
+        selected_N: NDArray[np.bool_] = some_N & (columns.score_keys_N < last_N)
         tied_M = np.flatnonzero(some_N & (columns.score_keys_N == last_N))
         rest_MW = self.words_GW[groups_N[tied_M], 1:]
         whole_M = np.all(rest_MW == np.array(LAST_OF_WORD[1:], np.uint64), axis=1)
