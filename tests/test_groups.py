@@ -382,6 +382,11 @@ def test_the_group_that_is_short_is_named() -> None:
         InputError, match=r"30 rows of 3 groups, 25 are to be kept: group 'c'.*5 of"
     ):
         quotas(KeepCount(25), rule, names=["a", "b", "c"], eligible=[90, 90, 90])
+    with pytest.raises(InputError, match="group 'a' is short, 5 of its 10 rows"):
+        quotas(KeepCount(5), rule, names=["a", "b"], eligible=[90, 90])
+    crossed = GroupRule(column="s", least=KeepCount(10), most=KeepCount(9))
+    with pytest.raises(InputError, match="--min-per-group is 10 rows of 25, --max-per-group 9"):
+        quotas(KeepCount(25), crossed, names=["a"], eligible=[90])
     most = GroupRule(column="s", most=KeepShare(Fraction(1, 10)))
     with pytest.raises(InputError, match="--max-per-group of 2 rows leaves 6 rows"):
         quotas(KeepCount(25), most, names=["a", "b", "c"], eligible=[90, 90, 90])

@@ -1,9 +1,15 @@
-"""Groups and copies through the jobs on a real Ray, against a plain loop over the pool."""
+"""Groups and copies through the jobs, against a plain loop over the pool.
+
+Most tests run the passes in this process, each item and result pickled; what Ray does with them is
+tested where it matters.
+"""
 
 from __future__ import annotations
 
 import math
+import pickle
 from collections import Counter
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +20,9 @@ import pytest
 from jobs import cli, pipeline, score, select_rows, select_write
 from jobs.select_stages import ScoredUnit, Told
 from jobs.select_write import plan_parts
-from scar_core.pool.rows import content_hash
-from scar_core.pool.units import Unit
+from scar_core.pool.rows import SIDECAR_SCHEMA, check_pairs, content_hash
+from scar_core.pool.sidecars import write_sidecar
+from scar_core.pool.units import Unit, read_ranges
 from scar_core.selection.extremes import Extremes
 from tests.jobs_harness import manifest_of, rows_of, write_pool
 from tests.pools import open_one, texts, write
@@ -49,18 +56,65 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scores(
-    tmp_path_factory: pytest.TempPathFactory, pool: Path, ray_session: None
-) -> dict[str, Path]:
-    """By precision, a scores directory of the pool."""
-    del ray_session
+def scores(tmp_path_factory: pytest.TempPathFactory, pool: Path) -> Path:
+    """Published fp32 scores of the pool, drawn by lot: many ties, and copies with other scores."""
     folder = tmp_path_factory.mktemp("scores")
     ranker = tiny_ranker_dir(folder)
-    arguments = ["--pool", str(pool), "--ranker", str(ranker), "--unit-rows", "32"]
-    for precision in ("fp32", "bf16"):
-        out = ["--precision", precision, "--out", str(folder / precision)]
-        assert cli.run_job(score.job, [*arguments, *out]) == 0
-    return {precision: folder / precision for precision in ("fp32", "bf16")}
+    config = score.ScoreConfig(
+        pool=[str(pool)], ranker=str(ranker), out=str(folder / "scores"), unit_rows=32
+    )
+    plan = score.make_plan(config)
+    files = {file.path: file for file in plan.files}
+    draw = np.random.default_rng(11)
+    sidecars = []
+    for unit in plan.units:
+        bounds = (unit.row_start, unit.row_start + unit.rows)
+        (table,) = read_ranges(files[unit.path], [bounds])
+        pairs = check_pairs(table, config)
+        drawn = draw.normal(size=unit.rows).round(1).astype(np.float32).tolist()
+        zeros = [0] * unit.rows
+        columns = {
+            "row": range(*bounds),
+            "score": [s if h else None for s, h in zip(drawn, pairs.hashes, strict=True)],
+            "content_hash": pairs.hashes,
+            "reason": pairs.reasons,
+            **dict.fromkeys(("instruction_tokens", "response_tokens", "cut_tokens"), zeros),
+        }
+        table = pa.table(columns, schema=SIDECAR_SCHEMA)
+        sidecars.append(write_sidecar(config.out, unit=unit, key=plan.key, table=table))
+    score._publish(config, plan, sidecars)  # noqa: SLF001 - without Ray and a model
+    return folder / "scores"
+
+
+def travelled(thing: Any) -> Any:  # noqa: ANN401
+    """As another process gets it."""
+    return pickle.loads(pickle.dumps(thing))  # noqa: S301 - its own bytes
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes run in this process, over many small chunks; as through Ray, all is pickled."""
+
+    def run(stage: Any, items: Any, **options: Any) -> Any:  # noqa: ANN401
+        for item in items:
+            yield travelled(stage(travelled(item), **options))
+
+    def fold(stage: Any, items: Any, merge: Any, **options: Any) -> Any:  # noqa: ANN401
+        parts = list(run(stage, items, **options))
+        return merge([merge(parts[start::3]) for start in range(3) if parts[start::3]])
+
+    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(pipeline, "fold", fold)
+    monkeypatch.setattr(cli, "connected", nullcontext)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4})
+    small_chunks(monkeypatch)
+
+
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.passes.CHUNK_ROWS", 40)
+    monkeypatch.setattr("jobs.passes.TASKS_PER_CPU", 99)
+    monkeypatch.setattr("jobs.find_copies.CHUNK_ROWS", 50)
+    monkeypatch.setattr("scar_core.selection.groups.FETCHED_ROWS", 20)
 
 
 def select(scores: Path, out: Path, *flags: str) -> Path:
@@ -91,19 +145,13 @@ def distinct(rows: list[Row]) -> list[Row]:
     return list(found.values())
 
 
-def test_groups_and_copies_through_the_job(
-    tmp_path: Path, scores: dict[str, Path], pool: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("here")
+def test_groups_and_copies_through_the_job(tmp_path: Path, scores: Path, pool: Path) -> None:
     """Many chunks, ranges and levels of merging; quotas, counts and thresholds as counted here."""
-    monkeypatch.setattr("jobs.passes.CHUNK_ROWS", 40)
-    monkeypatch.setattr("jobs.passes.TASKS_PER_CPU", 99)
-    monkeypatch.setattr("jobs.find_copies.CHUNK_ROWS", 50)
-    monkeypatch.setattr("scar_core.selection.groups.FETCHED_ROWS", 20)
-    monkeypatch.setattr(pipeline, "FAN_IN", 3)
-    rows = ranked(scores["fp32"], pool, tmp_path)
+    rows = ranked(scores, pool, tmp_path)
     kept = distinct(rows)
     flags = ("--keep", "10%", "--per", "source", "--dedup", "exact", "--min-per-group", "2")
-    run = select(scores["fp32"], tmp_path / "run", *flags)
+    run = select(scores, tmp_path / "run", *flags)
     manifest = manifest_of(run)
     groups = {entry["group"]: entry for entry in manifest["groups"]}
     eligible = Counter(row["group"] for row in kept)
@@ -126,14 +174,36 @@ def test_groups_and_copies_through_the_job(
     assert counts["not_selected"] == len(rows) - total
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_ray_selects_what_this_process_does(
+    tmp_path: Path, scores: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same files to the byte, from tasks that merge three results at a time."""
+    flags = ("--keep", "30%", "--per", "source", "--dedup", "exact", "--max-per-group", "40%")
+    monkeypatch.setattr(pipeline, "FAN_IN", 3)
+    small_chunks(monkeypatch)
+    runs = [select(scores, tmp_path / "ray", *flags)]
+    request.getfixturevalue("here")
+    runs.append(select(scores, tmp_path / "here", *flags))
+    assert manifest_of(runs[0])["groups"] == manifest_of(runs[1])["groups"]
+    data = [[path.read_bytes() for path in sorted(run.glob("data/*"))] for run in runs]
+    assert data[0] == data[1] != []
+
+
+@pytest.mark.usefixtures("ray_session")
 def test_bf16_scores_give_the_fp32_selection_per_group_and_without_copies(
-    tmp_path: Path, scores: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A boundary for each group; rows that share their content are all scored again."""
     monkeypatch.setattr("jobs.rescore.SAMPLE_ROWS", 24)
-    runs = []
+    ranker = tiny_ranker_dir(tmp_path)
+    arguments = ["--pool", str(pool), "--ranker", str(ranker), "--unit-rows", "64"]
     flags = ("--keep", "20%", "--per", "source", "--dedup", "exact")
-    for precision, folder in scores.items():
+    runs = []
+    for precision in ("fp32", "bf16"):
+        folder = tmp_path / f"scores-{precision}"
+        out = ["--precision", precision, "--out", str(folder)]
+        assert cli.run_job(score.job, [*arguments, *out]) == 0
         run = select(folder, tmp_path / precision, *flags)
         runs.append(([row["id"] for row in rows_of(run)], manifest_of(run)["groups"]))
     (fp32_ids, fp32_groups), (bf16_ids, bf16_groups) = runs
@@ -143,6 +213,7 @@ def test_bf16_scores_give_the_fp32_selection_per_group_and_without_copies(
     assert 60 < again["rescored_rows"] < 288
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -156,13 +227,13 @@ def test_bf16_scores_give_the_fp32_selection_per_group_and_without_copies(
 )
 def test_what_cannot_be_met_is_refused_with_exit_code_2(
     tmp_path: Path,
-    scores: dict[str, Path],
+    scores: Path,
     capsys: pytest.CaptureFixture[str],
     flags: tuple[str, ...],
     says: str,
 ) -> None:
     """And nothing is published."""
-    arguments = ["--scores", str(scores["fp32"]), "--out", str(tmp_path / "o"), "--keep", "10%"]
+    arguments = ["--scores", str(scores), "--out", str(tmp_path / "o"), "--keep", "10%"]
     assert cli.run_job(select_rows.job, [*arguments, *flags]) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "o/manifest.json").exists()
@@ -218,9 +289,8 @@ def test_output_files_are_of_one_size(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", texts(4000), groups=[1000] * 4)
     units = scored_units(path, unit_rows=100)
     row_bytes = units[0].file.bytes_per_row
-    monkey_megabytes = 1
     rows = dict.fromkeys(range(40), int(2.2 * 2**20 / row_bytes / 40))
-    parts = plan_parts(units, told(rows), megabytes=monkey_megabytes)
+    parts = plan_parts(units, told(rows), megabytes=1)
     assert [len(part.units) for part in parts] == [13, 14, 13]
     assert [u.ordinal for part in parts for u in part.units] == list(range(40))
     assert plan_parts(units, told({}), megabytes=1)[0].rows == 0

@@ -102,7 +102,7 @@ def quotas(
     total = rows_to_keep(keep, sum(eligible))
     least = _rows(rule.least, total, up=True) if rule.least else 0
     most = _rows(rule.most, total, up=False) if rule.most else total
-    if least > most:
+    if rule.most and least > most:
         raise InputError(
             f"--min-per-group is {least:,} rows of {total:,}, --max-per-group {most:,}. "
             "Lower the one or raise the other."
