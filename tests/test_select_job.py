@@ -10,7 +10,7 @@ import math
 import pickle
 from collections import Counter
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import cli, pipeline, score, select_rows, select_write
+from jobs.rescore import Rescorer
 from jobs.select_stages import ScoredUnit, Told
 from jobs.select_write import plan_parts
 from scar_core.pool.rows import SIDECAR_SCHEMA, check_pairs, content_hash
 from scar_core.pool.sidecars import write_sidecar
 from scar_core.pool.units import Unit, read_ranges
 from scar_core.selection.extremes import Extremes
+from scar_core.selection.precision import Rescored, write_rescored
 from tests.jobs_harness import manifest_of, rows_of, write_pool
 from tests.pools import open_one, texts, write
 from tests.tiny import tiny_ranker_dir
@@ -57,21 +59,28 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory: pytest.TempPathFactory, pool: Path) -> Path:
-    """Published fp32 scores of the pool, drawn by lot: many ties, and copies with other scores."""
+    """Published fp32 scores of the pool."""
     folder = tmp_path_factory.mktemp("scores")
-    ranker = tiny_ranker_dir(folder)
+    return publish_scores(folder, pool, tiny_ranker_dir(folder), precision="fp32", error=0.0)
+
+
+def publish_scores(
+    folder: Path, pool: Path, ranker: Path, *, precision: Literal["fp32", "bf16"], error: float
+) -> Path:
+    """Scores drawn by lot: many ties, and copies with other scores; bf16 ones with errors."""
+    out = folder / f"scores-{precision}"
     config = score.ScoreConfig(
-        pool=[str(pool)], ranker=str(ranker), out=str(folder / "scores"), unit_rows=32
+        pool=[str(pool)], ranker=str(ranker), out=str(out), unit_rows=32, precision=precision
     )
     plan = score.make_plan(config)
     files = {file.path: file for file in plan.files}
-    draw = np.random.default_rng(11)
     sidecars = []
     for unit in plan.units:
         bounds = (unit.row_start, unit.row_start + unit.rows)
         (table,) = read_ranges(files[unit.path], [bounds])
         pairs = check_pairs(table, config)
-        drawn = draw.normal(size=unit.rows).round(1).astype(np.float32).tolist()
+        errors = np.random.default_rng(unit.row_start).uniform(-error, error, unit.rows)
+        drawn = (exact_scores(unit) + errors).astype(np.float32).tolist()
         zeros = [0] * unit.rows
         columns = {
             "row": range(*bounds),
@@ -83,7 +92,13 @@ def scores(tmp_path_factory: pytest.TempPathFactory, pool: Path) -> Path:
         table = pa.table(columns, schema=SIDECAR_SCHEMA)
         sidecars.append(write_sidecar(config.out, unit=unit, key=plan.key, table=table))
     score._publish(config, plan, sidecars)  # noqa: SLF001 - without Ray and a model
-    return folder / "scores"
+    return out
+
+
+def exact_scores(unit: Unit) -> np.ndarray:
+    """What a unit's fp32 scores are."""
+    seed = int(unit.fingerprint[:8], 16) + unit.row_start
+    return np.random.default_rng(seed).normal(size=unit.rows).round(1).astype(np.float32)
 
 
 def travelled(thing: Any) -> Any:  # noqa: ANN401
@@ -172,6 +187,36 @@ def test_groups_and_copies_through_the_job(tmp_path: Path, scores: Path, pool: P
     assert counts["duplicates"] == len(rows) - len(kept) > 25
     assert counts["scored"] == len(rows)
     assert counts["not_selected"] == len(rows) - total
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("flags", [(), ("--per", "source"), ("--dedup", "exact")], ids=str)
+def test_scores_with_errors_and_exact_ones_near_the_cuts_select_what_exact_scores_do(
+    tmp_path: Path, pool: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+) -> None:
+    """A boundary per group; among copies the best by exact scores; and not all scored again."""
+    monkeypatch.setattr("jobs.rescore.SAMPLE_ROWS", 24)
+
+    def score_again(self: Rescorer, units: Any, rows: Any) -> int:  # noqa: ANN401
+        for scored in units:
+            offsets = rows.get(scored.ordinal, np.zeros(0, np.int32))
+            again = Rescored(offsets, exact_scores(scored.unit)[offsets])
+            if len(offsets):
+                write_rescored(
+                    self.scores, key_id=self.key_id, unit_id=scored.unit.id, rescored=again
+                )
+        return sum(map(len, rows.values()))
+
+    monkeypatch.setattr(Rescorer, "score_again", score_again)
+    ranker = tiny_ranker_dir(tmp_path)
+    found = []
+    for precision, error in (("fp32", 0.0), ("bf16", 0.2)):
+        folder = publish_scores(tmp_path, pool, ranker, precision=precision, error=error)  # type: ignore[arg-type]
+        run = select(folder, tmp_path / f"run-{precision}", "--keep", "10%", *flags)
+        found.append([row["id"] for row in rows_of(run)])
+    assert found[0] == found[1] != []
+    again = manifest_of(tmp_path / "run-bf16")["precision"]
+    assert 20 < again["rescored_rows"] < 250
 
 
 @pytest.mark.usefixtures("ray_session")
