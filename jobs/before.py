@@ -86,6 +86,11 @@ def check_since(before: Before | Gone | None) -> None:
 
 def _cut_of(manifest: dict[str, Any], folder: str) -> Cut:
     """What tells the rows that a selection holds."""
+    if manifest["config"].get("dedup", "none") != "none":
+        raise InputError(
+            f"{folder}: leaves out copies of rows, so which rows it selected cannot be told from "
+            "scores alone."
+        )
     try:
         return Cut.from_json(manifest["cut"])
     except (KeyError, TypeError, ValueError) as error:

@@ -8,7 +8,7 @@ is new if no row of the same instruction and response was selected before, where
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from hashlib import sha256
 from operator import add
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from jobs.scored_pool import Scores
     from jobs.select_stages import ScoredUnit
     from scar_core.pool.changes import Fate
+    from scar_core.selection.groups import GroupCuts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,34 +87,67 @@ def compare(
         InputError: rows are to be left out, and what was selected before cannot be read.
         IncompleteError: rows are missing in the comparison.
     """
-    before = against.before
+    before, cut = against.before, judged.cut
     if isinstance(before, Gone):
         return News(report={"before": {"not_comparable": str(before)}})
     if before is None:
-        return _without_before(_now(units), judged) if against.only_new else News()
+        return _without_before(_now(units), _plain(cut)) if against.only_new else News()
     named = _named(before)
+    if not isinstance(cut, Cut) or any(scored.marks for scored in units):
+        apart = "this run keeps rows per group, or leaves out copies; only plain ones are compared"
+        return News(report={"before": {**named, "not_comparable": apart}})
     try:
-        manifest = before.read_scores()
-        reason = other_key(manifest["key"], scores.manifest["key"])
-        old = scored_rows(manifest, before.scores_folder)
-        pair = Pair.of(old, _now(units), _cuts(before.cut, judged), paired=reason is None)
-        told = {"not_comparable": reason} if reason else _tell(pair, before, judged)
-        if not against.only_new:
-            return News(report={"before": {**named, **told}})
-        wanted = find_new(pair.chunks, pair.cuts, selected_before=before.selected)
+        news = _hold_against(
+            before, only_new=against.only_new, scores=scores, units=units, judged=judged, cut=cut
+        )
     except InputError as error:
         if against.only_new:
             raise
         out = before.folder.rsplit("/", 2)[0]
         return News(report={"before": {**named, "not_comparable": below(out, str(error))}})
-    return News(
-        report={"before": {**named, **told}}, inputs=[_input(before, folder)], wanted=wanted
+    return replace(
+        news,
+        report={"before": {**named, **news.report}},
+        inputs=[] if news.wanted is None else [_input(before, folder)],
     )
 
 
-def _without_before(now: Sequence[ScoredRows], judged: Judged) -> News:
+def _hold_against(
+    before: Before,
+    *,
+    only_new: bool,
+    scores: Scores,
+    units: Sequence[ScoredUnit],
+    judged: Judged,
+    cut: Cut,
+) -> News:
+    """What became of the run before; its report is that part alone.
+
+    Raises:
+        InputError: what was selected before cannot be read.
+        IncompleteError: rows are missing in the comparison.
+    """
+    manifest = before.read_scores()
+    reason = other_key(manifest["key"], scores.manifest["key"])
+    old = scored_rows(manifest, before.scores_folder)
+    pair = Pair.of(old, _now(units), Cuts(before=before.cut, now=cut), paired=reason is None)
+    told = {"not_comparable": reason} if reason else _tell(pair, before, judged)
+    wanted = None
+    if only_new:
+        wanted = find_new(pair.chunks, pair.cuts, selected_before=before.selected)
+    return News(report=told, wanted=wanted)
+
+
+def _plain(cut: Cut | GroupCuts) -> Cut:
+    """The cut of a run that may leave out known rows: such runs keep no groups."""
+    assert isinstance(cut, Cut)  # noqa: S101 - the config refuses both together
+    return cut
+
+
+def _without_before(now: Sequence[ScoredRows], cut: Cut) -> News:
     """Every selected row is new."""
-    pair = Pair.of([], now, _cuts(None, judged), paired=False)
+    nothing = Cut(selected=0, digits=())
+    pair = Pair.of([], now, Cuts(before=nothing, now=cut), paired=False)
     return News(wanted=find_new(pair.chunks, pair.cuts, selected_before=0))
 
 
@@ -122,10 +156,6 @@ def _now(units: Sequence[ScoredUnit]) -> list[ScoredRows]:
         ScoredRows(ordinal=u.ordinal, unit=u.unit, sidecar=u.sidecar, rescored=u.rescored)
         for u in units
     ]
-
-
-def _cuts(before: Cut | None, judged: Judged) -> Cuts:
-    return Cuts(before=before or Cut(selected=0, digits=()), now=judged.decision.cut)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +202,7 @@ def _tell(pair: Pair, before: Before, judged: Judged) -> dict[str, Any]:
         InputError: the run before cannot be read, or its selection cannot be found again.
         IncompleteError: the selection of this run is not what the comparison sees.
     """
-    edges_E = grid(judged.decision.quantiles)
+    edges_E = grid(judged.quantiles)
     changes = reduce(
         add,
         pipeline.run(stages.compare_chunk, pair.chunks, cuts=pair.cuts, edges_E=edges_E),
@@ -182,9 +212,9 @@ def _tell(pair: Pair, before: Before, judged: Judged) -> dict[str, Any]:
         raise UnreadableError(changes.unreadable)
     found_before = changes.stayed + sum(changes.left.values())
     found_now = changes.stayed + sum(changes.entered.values())
-    if found_now != judged.decision.cut.selected:
+    if found_now != judged.cut.selected:
         raise IncompleteError(
-            f"{judged.decision.cut.selected:,} rows are selected, the comparison with the run "
+            f"{judged.cut.selected:,} rows are selected, the comparison with the run "
             f"before sees {found_now:,}. Select again when no other job writes there."
         )
     if found_before != before.selected:

@@ -18,6 +18,7 @@ from jobs.select_rows import SelectOptions, rescorer_of, select
 from scar_core import storage
 from scar_core.lease import held
 from scar_core.manifest import MANIFEST_NAME, new_run_id, write_pointer
+from scar_core.selection.labels import check_label_column
 from scar_core.selection.report import render
 from scar_core.store_checks import check_writable
 
@@ -49,6 +50,8 @@ class CurateConfig(ScoreConfig, SelectOptions):
         SelectOptions.__post_init__(self)
         if not self.lease_seconds >= 1:
             raise ValueError(f"lease_seconds must be at least 1, got {self.lease_seconds}")
+        if self.since is not None and (self.per is not None or self.dedup != "none"):
+            raise ValueError("since does not go together with per or dedup")
 
     def score_config(self) -> ScoreConfig:
         """The scoring half."""
@@ -85,6 +88,8 @@ def _curate(config: CurateConfig, out: str, *, run: str) -> tuple[dict[str, Any]
         check_writable(out)
     plan = make_plan(scoring)
     check_score_column(plan.files, config.score_column)
+    if config.per is not None:
+        check_label_column(plan.files, config.per, flag="--per")
     lease_folder = storage.join(out, "lease")
     with held(lease_folder, lease_seconds=config.lease_seconds, wait=config.wait) as lease:
         if lease.waited:  # what the other run finished meanwhile is not scored again

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from jobs.compare_stages import Cuts, ScoredRows
-    from jobs.select_stages import Part, Told
+    from jobs.select_stages import Told
+    from jobs.select_write import Part
     from scar_core.pool.changes import Segment
 
 # Content hashes of the run before that one task holds: 32 MB, some copies of it while it sorts.
@@ -42,12 +43,14 @@ class News:
         written = sum(map(_ones, self.wanted.values()))
         return {"written": written, "known": selected - written}
 
-    def narrow(self, told: Sequence[Told]) -> Sequence[Told]:
-        """What a cut does to some units, less the rows that are not written."""
+    def narrow(self, told: Told) -> Told:
+        """What a cut does to units, less the rows that are not written."""
         if self.wanted is None:
             return told
-        rows = {ordinal: _ones(bits) for ordinal, bits in self.wanted.items()}
-        return [replace(p, selected={n: rows[n] for n in p.selected if n in rows}) for p in told]
+        rows = [_ones(self.wanted.get(ordinal, b"")) for ordinal in told.ordinals_M.tolist()]
+        rows_M = np.array(rows, np.int64)
+        some_M = rows_M > 0
+        return replace(told, ordinals_M=told.ordinals_M[some_M], selected_M=rows_M[some_M])
 
     def hand_out(self, parts: Sequence[Part]) -> list[Part]:
         """Output files, each with the rows of its own that are written."""

@@ -13,6 +13,7 @@ from jobs import pipeline
 from jobs import select_stages as stages
 from jobs.actors import WRITER_CPUS, ActorConfig, few_tasks, scored_units
 from jobs.events import tell
+from jobs.find_copies import mark
 from jobs.passes import chunks_of
 from scar_core.errors import RunError
 from scar_core.selection.precision import SAMPLE_ROWS, Errors, list_rescored
@@ -92,6 +93,21 @@ class Rescorer:
         return sum(pipeline.results(written))
 
 
+def score_repeated(
+    rescorer: Rescorer, units: Sequence[ScoredUnit], folder: str
+) -> list[ScoredUnit]:
+    """Score again all rows whose content comes several times; the units with these scores.
+
+    Only then is it known which row of a content is its best.
+    """
+    current = mark(rescorer.refresh(units), folder=folder, which="repeated")
+    rows = _find(current, stages.marked_chunk)
+    if rows:
+        logger.info("%s rows share their content", f"{sum(map(len, rows.values())):,}")
+        rescorer.score_again(current, rows)
+    return rescorer.refresh(units)
+
+
 def settle(
     rescorer: Rescorer,
     units: Sequence[ScoredUnit],
@@ -101,7 +117,7 @@ def settle(
 
     Args:
         rescorer: scores rows again.
-        units: of the pool, scored in bf16.
+        units: of the pool, scored in bf16; copies marked by effective scores.
         judge: selects by the units' effective scores.
 
     Returns:
@@ -123,7 +139,7 @@ def settle(
             current = rescorer.refresh(units)
             judged = judge(current)
         errors = reduce(add, pipeline.run(stages.errors_chunk, chunks_of(current)), Errors(0, 0.0))
-        rows = _near(current, judged.boundary, bound=errors.bound)
+        rows = _near(current, judged, bound=errors.bound)
         if not rows:
             logger.info(
                 "%s rows scored again in fp32, %s of them now; largest error %.3g",
@@ -138,14 +154,15 @@ def settle(
     )
 
 
-def _near(units: Sequence[ScoredUnit], boundary: float | None, *, bound: float) -> Rows:
+def _near(units: Sequence[ScoredUnit], judged: Judged, *, bound: float) -> Rows:
     """Rows to score again because they lie within the bound, and then some more beside them."""
-    if boundary is None or not _find(units, stages.near_chunk, threshold=boundary, bound=bound):
+    near: dict[str, Any] = {"boundaries_G": judged.boundaries_G, "groups": judged.groups}
+    if not _find(units, stages.near_chunk, bound=bound, **near):
         return {}
-    return _find(units, stages.near_chunk, threshold=boundary, bound=bound * MARGIN)
+    return _find(units, stages.near_chunk, bound=bound * MARGIN, **near)
 
 
-def _find(units: Sequence[ScoredUnit], stage: Callable[..., Rows], **options: float) -> Rows:
+def _find(units: Sequence[ScoredUnit], stage: Callable[..., Rows], **options: Any) -> Rows:  # noqa: ANN401
     """Rows to score again, of all units."""
     found: Rows = {}
     for part in pipeline.run(stage, chunks_of(units), **options):

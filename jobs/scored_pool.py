@@ -23,6 +23,7 @@ class Scores:
 
     folder: str
     manifest: dict[str, Any]
+    """Without its list of files: `units` holds what is needed of it in a third of the memory."""
     columns: PairColumns
     files: list[PoolFile]
     units: list[ScoredUnit]
@@ -45,7 +46,7 @@ def open_scores(path: str) -> Scores:
     by_path = {file.path: file for file in files}
     below = storage.locate(manifest["files_below"], base=folder)
     units = []
-    for ordinal, entry in enumerate(manifest["files"]):
+    for ordinal, entry in enumerate(manifest.pop("files")):
         file = by_path[entry["pool_file"]]
         unit = Unit(
             path=file.path,

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from scar_core.pool.units import read_ranges
-from scar_core.selection.keep import Extremes, merge_extremes
 from scar_core.selection.report import QUANTILES, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from jobs.passes import Judged
     from jobs.scored_pool import Scores
     from jobs.select_rows import SelectOptions
     from jobs.select_stages import Told
+    from scar_core.selection.extremes import Extremes
     from scar_core.selection.order import Placed
 
 
@@ -24,25 +21,21 @@ def make_report(
     scores: Scores,
     options: SelectOptions,
     judged: Judged,
-    told: Sequence[Told],
+    told: Told,
 ) -> dict[str, Any]:
     """The numbers of a selection, and its best, borderline and worst rows."""
-    cut, counts = judged.decision.cut, judged.counts
+    cut, counts = judged.cut, judged.counts
     of_scores = scores.manifest["counts"]
-    rows: Counter[str] = Counter()
-    selected: Counter[str] = Counter()
-    for part in told:
-        for source, (n, kept) in part.sources.items():
-            rows[source] += n
-            selected[source] += kept
-    quantiles = zip((f"{p:.0%}" for p in QUANTILES), judged.decision.quantiles, strict=False)
+    quantiles = zip((f"{p:.0%}" for p in QUANTILES), judged.quantiles, strict=False)
+    copies = {"duplicates": counts.duplicates} if options.dedup == "exact" else {}
     return {
         "keep": options.keep,
         "counts": {
             "rows_in": counts.rows,
-            "scored": counts.eligible,
+            "scored": counts.scored,
             "selected": cut.selected,
-            "not_selected": counts.eligible - cut.selected,
+            "not_selected": counts.scored - cut.selected,
+            **copies,
             "quarantined": counts.quarantined,
         },
         "files": {name: of_scores[f"files_{name}"] for name in ("in", "scored", "quarantined")},
@@ -51,28 +44,42 @@ def make_report(
         "cut_tokens": of_scores["cut_tokens"],
         "score_quantiles": dict(quantiles),
         "sources": [
-            {"source": source, "rows": n, "selected": selected[source]}
-            for source, n in sorted(rows.items(), key=lambda item: (-item[1], item[0]))
+            {"source": source, "rows": rows, "selected": selected}
+            for source, (rows, selected) in sorted(
+                (told.sources or {}).items(), key=lambda item: (-item[1][0], item[0])
+            )
         ],
-        "examples": _examples(scores, merge_extremes(part.extremes for part in told)),
+        **({"per": options.per, "groups": group_entries(judged, told)} if judged.groups else {}),
+        "examples": _examples(scores, told.extremes),
     }
+
+
+def group_entries(judged: Judged, told: Told) -> list[dict[str, Any]]:
+    """What each group contributes, by name; `duplicates` are its rows with a better copy."""
+    return [
+        {
+            "group": share.group,
+            "rows": share.rows.rows,
+            "eligible": share.rows.eligible,
+            "duplicates": share.rows.duplicates,
+            "quota": share.quota,
+            "selected": selected,
+            "threshold": share.threshold,
+        }
+        for share, selected in zip(judged.shares, told.by_group_G.tolist(), strict=True)
+    ]
 
 
 def _examples(scores: Scores, found: Extremes) -> dict[str, list[dict[str, Any]]]:
     """Best, borderline and worst rows with their texts, shortened; each row is read once."""
-    borderline = [(placed, True) for placed in found.above[-2:]]
-    borderline += [(placed, False) for placed in found.below[: 3 - len(borderline)]]
-    last_kept = found.above[-1] if found.above else None
-    groups = {
-        "best": [(placed, last_kept is not None and placed <= last_kept) for placed in found.best],
-        "borderline": borderline,
-        "worst": [(p, last_kept is not None and p <= last_kept) for p in found.worst],
-    }
-    wanted = {(p.ordinal, p.offset) for group in groups.values() for p, _ in group}
+    borderline = found.above[-2:]
+    borderline = borderline + found.below[: 3 - len(borderline)]
+    lists = {"best": found.best, "borderline": borderline, "worst": found.worst}
+    wanted = {(placed.ordinal, placed.offset) for rows in lists.values() for placed in rows}
     texts = _read_texts(scores, sorted(wanted))
     return {
-        name: [_example(scores, p, texts[p.ordinal, p.offset], kept) for p, kept in group]
-        for name, group in groups.items()
+        name: [_example(scores, placed, texts[placed.ordinal, placed.offset]) for placed in rows]
+        for name, rows in lists.items()
     }
 
 
@@ -90,13 +97,13 @@ def _read_texts(scores: Scores, places: list[tuple[int, int]]) -> dict[tuple[int
     return texts
 
 
-def _example(scores: Scores, placed: Placed, texts: list[str], kept: bool) -> dict[str, Any]:
+def _example(scores: Scores, placed: Placed, texts: list[str]) -> dict[str, Any]:
     unit = scores.units[placed.ordinal].unit
     return {
         "path": unit.path,
         "row": unit.row_start + placed.offset,
         "score": placed.score,
-        "selected": kept,
+        "selected": placed.selected,
         "instruction": texts[0],
         "response": texts[1],
     }

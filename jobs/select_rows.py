@@ -7,22 +7,25 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jobs import cli, pipeline
 from jobs import select_stages as stages
 from jobs.actors import ActorConfig
 from jobs.comparison import Against, compare
 from jobs.events import EventsConfig, recording, tell, tell_published
+from jobs.find_copies import mark, scratch
 from jobs.passes import Judged, chunks_of, judge
-from jobs.rescore import Rescorer, settle
+from jobs.rescore import Rescorer, score_repeated, settle
 from jobs.scored_pool import Scores, check_score_column, open_scores
 from jobs.select_report import make_report
-from jobs.select_stages import Part, ScoredUnit
+from jobs.select_write import plan_parts, write_part
 from scar_core import storage
 from scar_core.errors import IncompleteError, InputError
 from scar_core.manifest import MANIFEST_NAME, check_unpublished, new_run_id, publish, to_json
 from scar_core.selection.keep import parse_keep
+from scar_core.selection.labels import check_label_column
+from scar_core.selection.quotas import GroupRule, group_rule
 from scar_core.selection.report import render
 from scar_core.store_checks import check_readable, check_writable
 
@@ -30,8 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jobs.news import News
-    from jobs.select_stages import Told
-    from scar_core.selection.radix import Cut
+    from jobs.select_stages import ScoredUnit, Told
 
 logger = logging.getLogger("scar_curate")
 
@@ -45,6 +47,18 @@ class SelectOptions:
 
     keep: str
     """What to keep: a share (10%), a number of rows (2500) or a threshold ('score>=1.5')."""
+    per: str | None = None
+    """Column of the pool whose values are groups; each keeps its part of --keep, by its own
+    threshold: in proportion to its eligible rows, by largest remainder. At most 100,000 groups."""
+    min_per_group: str | None = None
+    """With --per, the least that a group keeps: rows (100), or a share of the rows to keep (1%,
+    rounded up). A group with fewer eligible rows keeps them all."""
+    max_per_group: str | None = None
+    """With --per, the most that a group keeps: rows, or a share of the rows to keep (rounded
+    down)."""
+    dedup: Literal["none", "exact"] = "none"
+    """exact: of rows with the same instruction and response only the best-scored one can be kept,
+    and shares count distinct rows."""
     source_column: str = "source"
     """Column by which the report breaks the selection down, where the pool has it."""
     score_column: str = "scar_score"
@@ -54,9 +68,18 @@ class SelectOptions:
 
     def __post_init__(self) -> None:
         """Refuse what selects nothing."""
-        parse_keep(self.keep)
+        self.group_rule()
         if self.file_megabytes < 1:
             raise ValueError(f"file_megabytes must be at least 1, got {self.file_megabytes}")
+
+    def group_rule(self) -> GroupRule | None:
+        """How groups share the selection; None where nothing is asked per group."""
+        return group_rule(
+            parse_keep(self.keep),
+            per=self.per,
+            least=self.min_per_group,
+            most=self.max_per_group,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,61 +118,107 @@ def select(
         against: the run before, and whether only rows that are new are written.
 
     Raises:
-        SchemaError: the pool has a column of the name that is to be added.
+        SchemaError: the pool has a column of the name that is to be added, or lacks that of groups.
+        InputError: what is to be kept of each group does not add up.
         IncompleteError: rows are missing somewhere; nothing was published.
     """
-    check_score_column(scores.files, options.score_column)
-    units, judged, precision = _settled(scores, options, rescorer)
-    cut = judged.decision.cut
-    told = list(
-        pipeline.run(
-            stages.tell_chunk, chunks_of(units), cut=cut, source_column=options.source_column
+    check_columns(scores, options)
+    with scratch(folder) as exchange:
+        units, judged, precision = _settled(scores, options, rescorer, exchange=exchange)
+        told: Told = pipeline.fold(
+            stages.tell_chunk,
+            chunks_of(units),
+            stages.merge_told,
+            cut=judged.cut,
+            source_column=options.source_column,
+            groups=judged.groups,
         )
-    )
-    news = compare(against, scores, units, judged, folder=folder)
-    parts = news.hand_out(plan_parts(units, news.narrow(told), megabytes=options.file_megabytes))
+        _check_groups(judged, told, where=scores.folder)
+        news = compare(against, scores, units, judged, folder=folder)
+        entries = _write(units, judged, told, news, options, folder=folder)
+    report = make_report(scores, options, judged, told)
+    report["precision"] = precision
+    report["counts"] |= news.counts(judged.cut.selected)
+    report |= news.report
+    _publish(scores, options, news, folder=folder, judged=judged, report=report, entries=entries)
+    return report
+
+
+def check_columns(scores: Scores, options: SelectOptions) -> None:
+    """Raise SchemaError if the pool has the column that is to be added, or lacks that of groups."""
+    check_score_column(scores.files, options.score_column)
+    if options.per is not None:
+        check_label_column(scores.files, options.per, flag="--per")
+
+
+def _write(
+    units: Sequence[ScoredUnit],
+    judged: Judged,
+    told: Told,
+    news: News,
+    options: SelectOptions,
+    *,
+    folder: str,
+) -> list[dict[str, Any]]:
+    """Write the selected rows, or those of them that are new; the files' manifest entries."""
+    parts = plan_parts(units, news.narrow(told), megabytes=options.file_megabytes)
+    parts = news.hand_out(parts)
     logger.info(
         "selected %s of %s rows; writing %s files",
-        f"{cut.selected:,}",
+        f"{judged.cut.selected:,}",
         f"{judged.eligible:,}",
         f"{len(parts):,}",
     )
     tell(
         "rows_selected",
         eligible=judged.eligible,
-        selected=cut.selected,
-        threshold=cut.threshold,
+        selected=judged.cut.selected,
+        threshold=judged.cut.threshold,
         files=len(parts),
     )
     if "before" in news.report:
         tell("compared", before=news.report["before"])
     written = pipeline.run(
-        stages.write_part, parts, folder=folder, cut=cut, score_column=options.score_column
+        write_part,
+        parts,
+        folder=folder,
+        cut=judged.cut,
+        score_column=options.score_column,
+        groups=judged.groups,
     )
-    entries = sorted(written, key=lambda entry: str(entry["path"]))
-    report = make_report(scores, options, judged, told)
-    report["precision"] = precision
-    report["counts"] |= news.counts(cut.selected)
-    report |= news.report
-    _publish(scores, options, news, folder=folder, cut=cut, report=report, entries=entries)
-    return report
+    return sorted(written, key=lambda entry: str(entry["path"]))
 
 
 def _settled(
-    scores: Scores, options: SelectOptions, rescorer: Rescorer
+    scores: Scores, options: SelectOptions, rescorer: Rescorer, *, exchange: str
 ) -> tuple[list[ScoredUnit], Judged, dict[str, Any]]:
     """The units, the selection, and how precise their scores are."""
-    keep = parse_keep(options.keep)
-    if scores.manifest["key"]["precision"] == "fp32":
-        units, judged, precision = scores.units, judge(scores.units, keep), {"scores": "fp32"}
+    keep, rule = parse_keep(options.keep), options.group_rule()
+    units, rough = scores.units, scores.manifest["key"]["precision"] != "fp32"
+    if options.dedup == "exact":
+        units = score_repeated(rescorer, units, exchange) if rough else units
+        units = mark(units, folder=exchange, which="copies")
+    if rough:
+        units, judged, precision = settle(rescorer, units, partial(judge, keep=keep, rule=rule))
     else:
-        units, judged, precision = settle(rescorer, scores.units, partial(judge, keep=keep))
+        judged, precision = judge(units, keep, rule), {"scores": "fp32"}
     if judged.counts.rows != scores.manifest["counts"]["rows_in"]:
         raise IncompleteError(
             f"{scores.folder}: sidecars hold {judged.counts.rows:,} rows, the manifest says "
             f"{scores.manifest['counts']['rows_in']:,}. Score again."
         )
     return units, judged, precision
+
+
+def _check_groups(judged: Judged, told: Told, *, where: str) -> None:
+    """Raise IncompleteError unless each group's selected rows are its quota."""
+    selected = told.by_group_G.tolist()
+    wanted = [share.quota for share in judged.shares] or [judged.cut.selected]
+    if selected != wanted:
+        raise IncompleteError(
+            f"{where}: {sum(wanted):,} rows were to be selected, {sum(selected):,} are, or those "
+            "of a group are others. Select again when no other job writes there."
+        )
 
 
 def rescorer_of(scores: Scores, actors: ActorConfig, *, ranker: str | None = None) -> Rescorer:
@@ -182,46 +251,18 @@ def rescorer_of(scores: Scores, actors: ActorConfig, *, ranker: str | None = Non
     )
 
 
-def plan_parts(units: Sequence[ScoredUnit], told: Sequence[Told], *, megabytes: int) -> list[Part]:
-    """Output files of about so many megabytes, each of one schema, in (path, row) order.
-
-    At least one, without rows if none is selected, so that the directory is a dataset.
-    """
-    selected = {ordinal: n for part in told for ordinal, n in part.selected.items()}
-    groups: list[list[ScoredUnit]] = []
-    size = 0.0
-    for scored in units:
-        if scored.ordinal not in selected:
-            continue
-        added = selected[scored.ordinal] * scored.file.bytes_per_row
-        same = groups and groups[-1][0].file.schema.equals(scored.file.schema)
-        if not same or size + added > megabytes * 2**20:
-            groups.append([])
-            size = 0.0
-        groups[-1].append(scored)
-        size += added
-    return [
-        Part(
-            path=f"data/part-{index:05d}.parquet",
-            units=tuple(group),
-            rows=sum(selected.get(scored.ordinal, 0) for scored in group),
-        )
-        for index, group in enumerate(groups or [list(units[:1])])
-    ]
-
-
 def _publish(
     scores: Scores,
     options: SelectOptions,
     news: News,
     *,
     folder: str,
-    cut: Cut,
+    judged: Judged,
     report: dict[str, Any],
     entries: list[dict[str, Any]],
 ) -> None:
     written = sum(entry["rows"] for entry in entries)
-    wanted = report["counts"].get("written", cut.selected)
+    wanted = report["counts"].get("written", judged.cut.selected)
     if written != wanted:
         raise IncompleteError(f"{folder}: {wanted:,} rows were to be written, {written:,} were.")
     data = to_json(report)
@@ -251,7 +292,8 @@ def _publish(
         counts=report["counts"],
         threshold=report["threshold"],
         precision=report["precision"],
-        cut=cut.to_json(),
+        cut=judged.cut.to_json(),
+        **({"groups": report["groups"]} if judged.groups else {}),
         files=[*entries, {**report_entry, "sha256": sha256(data).hexdigest()}],
     )
 
@@ -265,7 +307,7 @@ def job(argv: Sequence[str]) -> None:
     check_unpublished(folder)
     with recording(config, job="select_rows", run=new_run_id()):
         scores = open_scores(config.scores)
-        check_score_column(scores.files, config.score_column)
+        check_columns(scores, config)
         rescorer = rescorer_of(scores, config, ranker=config.ranker)
         with cli.connected():
             report = select(scores, config, rescorer, folder=folder)

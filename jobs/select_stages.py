@@ -1,30 +1,36 @@
-"""What runs on the workers of a selection: passes over sidecars, and the writing of rows.
+"""What runs on the workers of a selection: passes over sidecars.
 
-survey_chunk   sidecars  →  their counts and the first histogram of their keys
+survey_chunk   sidecars  →  their counts, the first histogram of their keys, rows by group
 scan_chunk     sidecars  →  histograms of a further digit
+tally_chunk    sidecars  →  rows of each group by their next bits
+fetch_chunk    sidecars  →  the rows between which groups' cuts lie
 sample_chunk   sidecars  →  rows by which bf16 errors are measured
-near_chunk     sidecars  →  rows that bf16 errors could carry over the threshold
+near_chunk     sidecars  →  rows that bf16 errors could carry over a boundary
 errors_chunk   sidecars  →  the largest error seen
 tell_chunk     sidecars  →  selected rows of each unit, shares by source, best and worst rows
-write_part     one output file: the selected rows of consecutive units
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
-from hashlib import sha256
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from scar_core import storage
 from scar_core.errors import IncompleteError
-from scar_core.pool.units import Unit, read_ranges, take_rows
-from scar_core.selection.keep import Extremes, extremes
+from scar_core.selection import groups as by_group
+from scar_core.selection.extremes import Extremes, extremes, merge_extremes
+from scar_core.selection.labels import (
+    GroupRows,
+    Groups,
+    Labels,
+    count_groups,
+    labels_of,
+    merge_groups,
+)
 from scar_core.selection.order import Prefix, SidecarColumns
 from scar_core.selection.precision import (
     Errors,
@@ -35,7 +41,8 @@ from scar_core.selection.precision import (
     rows_near,
     sample_rows,
 )
-from scar_core.selection.radix import Cut, Survey, histograms, survey
+from scar_core.selection.quotas import MOST_GROUPS
+from scar_core.selection.radix import Cut, Survey, histograms, merge_surveys, survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,15 +50,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scar_core.pool.files import PoolFile
+    from scar_core.pool.units import Unit
 
     Rows = dict[int, NDArray[np.int32]]
     """Offsets within a unit, by its ordinal."""
 
-# What a writer holds before it becomes a row group: large enough to compress and scan well.
-ROW_GROUP_BYTES = 64 * 2**20
+
+class Marks(NamedTuple):
+    """Where it says which rows of a unit are marked: a bit a row, from a whole byte on."""
+
+    path: str
+    first_byte: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ScoredUnit:
     """A unit and where its scores are."""
 
@@ -64,48 +76,82 @@ class ScoredUnit:
     """Path or URL, from any machine."""
     rescored: tuple[str, ...] = ()
     """Files with rows of it that were scored again in fp32."""
+    marks: Marks | None = None
+    """Its rows that are copies of better ones, where copies are left out."""
+
+
+class Surveyed(NamedTuple):
+    """What the first pass finds."""
+
+    survey: Survey
+    groups: dict[str, GroupRows]
+    """Empty without a column to group by."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
     """What a cut does to some units."""
 
-    selected: dict[int, int]
-    """Selected rows by unit ordinal; units without any are left out."""
-    sources: dict[str, tuple[int, int]]
-    """(rows, selected rows) by source; empty where the files have no such column."""
+    ordinals_M: NDArray[np.int64]
+    """Units with selected rows, ascending."""
+    selected_M: NDArray[np.int64]
+    """How many of each."""
+    sources: dict[str, tuple[int, int]] | None
+    """(rows, selected rows) by source; empty where the files have no such column; None: too many
+    sources to tell them apart."""
+    by_group_G: NDArray[np.int64]
+    """Selected rows of each group; all of them where there is one group."""
     extremes: Extremes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """One output file."""
-
-    path: str
-    """Relative to the run's directory."""
-    units: tuple[ScoredUnit, ...]
-    """In (path, row) order; all of one schema."""
-    rows: int
-    """Rows to write."""
-    wanted: dict[int, bytes] | None = None
-    """By unit ordinal which rows to write at most, as packed bits; None: all selected ones."""
-
-    def mask(self, columns: SidecarColumns, cut: Cut) -> NDArray[np.bool_]:
-        """[N] which rows of one of the units are written."""
-        selected_N = cut.mask(columns)
-        if self.wanted is None:
-            return selected_N
-        bits = np.frombuffer(self.wanted.get(columns.ordinal, b""), np.uint8)
-        wanted_N = np.zeros(len(columns), np.bool_)
-        if len(bits):
-            wanted_N[:] = np.unpackbits(bits, count=len(columns)).view(np.bool_)
-        return selected_N & wanted_N
-
-
-def columns_of(units: Iterable[ScoredUnit]) -> Iterator[SidecarColumns]:
+def columns_of(
+    units: Iterable[ScoredUnit], *, groups: Groups | None = None
+) -> Iterator[SidecarColumns]:
     """The sidecars of some units with effective scores, opened one after the other."""
-    for scored in units:
-        yield open_columns(scored.sidecar, ordinal=scored.ordinal, rescored=scored.rescored)
+    if groups is None:
+        for scored in units:
+            yield _open(scored, None)
+    else:
+        for scored, labels in labelled(units, groups.column):
+            yield _open(scored, groups.number(labels))
+
+
+def _open(scored: ScoredUnit, groups_N: NDArray[np.int32] | None) -> SidecarColumns:
+    return open_columns(
+        scored.sidecar,
+        ordinal=scored.ordinal,
+        rescored=scored.rescored,
+        copies_N=marked(scored),
+        groups_N=groups_N,
+    )
+
+
+def labelled(units: Iterable[ScoredUnit], column: str) -> Iterator[tuple[ScoredUnit, Labels]]:
+    """Units with their labels, read from the pool: that column alone, each file opened once."""
+    for file, of_file in groupby(units, key=lambda scored: scored.file):
+        held = list(of_file)
+        ranges = [bounds(scored.unit) for scored in held]
+        yield from zip(held, labels_of(file, ranges, column=column), strict=True)
+
+
+def bounds(unit: Unit) -> tuple[int, int]:
+    """(first row, row after the last) of a unit."""
+    return unit.row_start, unit.row_start + unit.rows
+
+
+def marked(scored: ScoredUnit) -> NDArray[np.bool_] | None:
+    """[N] a unit's marked rows; None where it has no marks."""
+    if scored.marks is None:
+        return None
+    first, rows = scored.marks.first_byte, scored.unit.rows
+    bits = np.frombuffer(_mark_file(scored.marks.path), np.uint8, -(-rows // 8), first)
+    return np.unpackbits(bits, count=rows).view(np.bool_)
+
+
+@lru_cache(maxsize=2)
+def _mark_file(path: str) -> bytes:
+    """Read once for all units of a chunk; no two runs share a path."""
+    return storage.read_bytes(path)
 
 
 def consecutive(units: Sequence[ScoredUnit], *, rows: int) -> Iterator[list[ScoredUnit]]:
@@ -121,12 +167,15 @@ def consecutive(units: Sequence[ScoredUnit], *, rows: int) -> Iterator[list[Scor
     yield chunk
 
 
-def survey_chunk(chunk: Sequence[ScoredUnit]) -> Survey:
-    """The first pass over some units.
+def survey_chunk(chunk: Sequence[ScoredUnit], *, per: str | None = None) -> Surveyed:
+    """The first pass over some units; `per` is the column to group by.
 
     Raises:
         IncompleteError: a sidecar has another number of rows than its unit.
+        InputError: the column holds no labels, or too many.
     """
+    found: list[dict[str, GroupRows]] = []
+    labels = iter(labelled(chunk, per)) if per else None
 
     def checked() -> Iterator[SidecarColumns]:
         for scored, columns in zip(chunk, columns_of(chunk), strict=True):
@@ -135,9 +184,24 @@ def survey_chunk(chunk: Sequence[ScoredUnit]) -> Survey:
                     f"{scored.sidecar}: holds {len(columns):,} rows, its unit {scored.unit.rows:,}."
                     " Score again: only what is broken is done anew."
                 )
+            if per and labels:
+                counted = count_groups(columns, next(labels)[1], column=per)
+                found[:] = [merge_groups([*found, counted], column=per)]
             yield columns
 
-    return survey(checked())
+    total = survey(checked())
+    return Surveyed(total, found[0] if found else {})
+
+
+def merge_surveyed(parts: Iterable[Surveyed], *, per: str | None = None) -> Surveyed:
+    """What the first pass found of all units; a part at a time."""
+    total = Surveyed(merge_surveys([]), {})
+    for part in parts:
+        total = Surveyed(
+            merge_surveys([total.survey, part.survey]),
+            merge_groups([total.groups, part.groups], column=per or ""),
+        )
+    return total
 
 
 def scan_chunk(chunk: Sequence[ScoredUnit], *, prefixes: Sequence[Prefix]) -> NDArray[np.int64]:
@@ -145,25 +209,61 @@ def scan_chunk(chunk: Sequence[ScoredUnit], *, prefixes: Sequence[Prefix]) -> ND
     return histograms(columns_of(chunk), prefixes)
 
 
+def tally_chunk(
+    chunk: Sequence[ScoredUnit], *, groups: Groups, probe: by_group.Probe
+) -> by_group.Tally:
+    """One more pass: rows under each group's prefix by their next bits."""
+    return by_group.tally(columns_of(chunk, groups=groups), probe)
+
+
+def fetch_chunk(
+    chunk: Sequence[ScoredUnit], *, groups: Groups, probe: by_group.Probe
+) -> by_group.Fetched:
+    """The last pass: the rows under each group's prefix."""
+    return by_group.fetch(columns_of(chunk, groups=groups), probe)
+
+
 def sample_chunk(chunk: Sequence[ScoredUnit], *, share: float) -> Rows:
     """Rows of the sample by which bf16 errors are measured, less those scored again already."""
     return _rows_of(chunk, lambda columns, again: sample_rows(columns, again, share=share))
 
 
-def near_chunk(chunk: Sequence[ScoredUnit], *, threshold: float, bound: float) -> Rows:
-    """Rows within the bound of the threshold, less those scored again already."""
+def near_chunk(
+    chunk: Sequence[ScoredUnit],
+    *,
+    boundaries_G: NDArray[np.float64],
+    bound: float,
+    groups: Groups | None = None,
+) -> Rows:
+    """Rows within the bound of their group's boundary, less those scored again already."""
     return _rows_of(
         chunk,
-        lambda columns, again: rows_near(columns, again, threshold=threshold, bound=bound),
+        lambda columns, again: rows_near(columns, again, boundaries_G=boundaries_G, bound=bound),
+        groups=groups,
     )
 
 
+def marked_chunk(chunk: Sequence[ScoredUnit]) -> Rows:
+    """Marked rows, less those scored again already."""
+
+    def pick(columns: SidecarColumns, again: Rescored) -> NDArray[np.int32]:
+        picked_N = columns.scored_N & ~columns.eligible_N
+        picked_N[again.offsets_M] = False
+        return np.flatnonzero(picked_N).astype(np.int32)
+
+    return _rows_of(chunk, pick)
+
+
 def _rows_of(
-    chunk: Sequence[ScoredUnit], pick: Callable[[SidecarColumns, Rescored], NDArray[np.int32]]
+    chunk: Sequence[ScoredUnit],
+    pick: Callable[[SidecarColumns, Rescored], NDArray[np.int32]],
+    *,
+    groups: Groups | None = None,
 ) -> Rows:
+    """What is picked of each unit's bf16 scores."""
     found = {}
-    for scored in chunk:
-        columns = SidecarColumns.open(scored.sidecar, ordinal=scored.ordinal)
+    rough = [replace(scored, rescored=()) for scored in chunk]
+    for scored, columns in zip(chunk, columns_of(rough, groups=groups), strict=True):
         rows_M = pick(columns, read_rescored(scored.rescored))
         if len(rows_M):
             found[scored.ordinal] = rows_M
@@ -180,116 +280,75 @@ def errors_chunk(chunk: Sequence[ScoredUnit]) -> Errors:
     return errors
 
 
-def tell_chunk(chunk: Sequence[ScoredUnit], *, cut: Cut, source_column: str) -> Told:
+def tell_chunk(
+    chunk: Sequence[ScoredUnit],
+    *,
+    cut: Cut | by_group.GroupCuts,
+    source_column: str,
+    groups: Groups | None = None,
+) -> Told:
     """What a cut does to some units."""
-    masks = {columns.ordinal: cut.mask(columns) for columns in columns_of(chunk)}
-    rows: Counter[str] = Counter()
-    selected: Counter[str] = Counter()
-    for file, units in groupby(chunk, key=lambda scored: scored.file):
-        if source_column not in file.schema.names:
-            continue
-        of_file = list(units)
-        tables = read_ranges(file, [_bounds(s.unit) for s in of_file], columns=[source_column])
-        for scored, table in zip(of_file, tables, strict=True):
-            kept = take_rows(table, np.flatnonzero(masks[scored.ordinal]))
-            rows.update(_count_values(table[source_column]))
-            selected.update(_count_values(kept[source_column]))
+    masks: dict[int, NDArray[np.bool_]] = {}
+    by_group_G = np.zeros(len(groups.names) if groups else 1, np.int64)
+    for columns in columns_of(chunk, groups=groups):
+        mask_N = masks[columns.ordinal] = cut.mask(columns)
+        np.add.at(by_group_G, columns.groups_N[mask_N], 1)
+    sources: dict[str, tuple[int, int]] | None = {}
+    having = [scored for scored in chunk if source_column in scored.file.schema.names]
+    for scored, labels in labelled(having, source_column):
+        sources = merge_sources([sources, _count_sources(labels, masks[scored.ordinal])])
+    some = [(ordinal, int(mask.sum())) for ordinal, mask in masks.items() if mask.any()]
+    pairs = np.array(some, np.int64).reshape(-1, 2)
     return Told(
-        selected={ordinal: int(mask.sum()) for ordinal, mask in masks.items() if mask.any()},
-        sources={source: (n, selected[source]) for source, n in rows.items()},
-        extremes=extremes(columns_of(chunk), cut),
+        ordinals_M=pairs[:, 0],
+        selected_M=pairs[:, 1],
+        sources=sources,
+        by_group_G=by_group_G,
+        extremes=extremes(columns_of(chunk, groups=groups), cut),
     )
 
 
-def _count_values(column: pa.ChunkedArray) -> dict[str, int]:
-    """Rows by value, as text; null counts as '(none)'."""
-    counts = column.value_counts()
-    return {
-        "(none)" if entry["values"] is None else str(entry["values"]): entry["counts"]
-        for entry in counts.to_pylist()
-    }
+def _count_sources(labels: Labels, mask_N: NDArray[np.bool_]) -> dict[str, tuple[int, int]]:
+    size = len(labels.names)
+    rows = np.bincount(labels.codes_N, minlength=size).tolist()
+    selected = np.bincount(labels.codes_N[mask_N], minlength=size).tolist()
+    return dict(zip(labels.names, zip(rows, selected, strict=True), strict=True))
 
 
-def _bounds(unit: Unit) -> tuple[int, int]:
-    return unit.row_start, unit.row_start + unit.rows
+def merge_sources(
+    parts: Iterable[dict[str, tuple[int, int]] | None],
+) -> dict[str, tuple[int, int]] | None:
+    """(rows, selected rows) of all parts by source; None once there are too many sources."""
+    total: dict[str, tuple[int, int]] = {}
+    for part in parts:
+        if part is None:
+            return None
+        for name, (rows, selected) in part.items():
+            before = total.get(name, (0, 0))
+            total[name] = (before[0] + rows, before[1] + selected)
+        if len(total) > MOST_GROUPS:
+            return None
+    return total
 
 
-def write_part(part: Part, *, folder: str, cut: Cut, score_column: str) -> dict[str, Any]:
-    """Write an output file below the run's folder; its manifest entry.
-
-    Raises:
-        IncompleteError: other rows are selected than were planned.
-    """
-    first = part.units[0].file.schema
-    schema = first.append(pa.field(score_column, pa.float32()))
-    with storage.open_output(storage.join(folder, part.path)) as opened:
-        file = HashingFile(opened)
-        rows = 0
-        with pq.ParquetWriter(pa.PythonFile(file, "w"), schema, compression="zstd") as writer:
-            for table in _grouped(_selected_rows(part, cut), schema):
-                writer.write_table(table, row_group_size=table.num_rows)
-                rows += table.num_rows
-    if rows != part.rows:
-        raise IncompleteError(f"{part.path}: {part.rows:,} rows were to be written, not {rows:,}.")
-    return {
-        "path": part.path,
-        "rows": rows,
-        "bytes": file.bytes,
-        "sha256": file.digest.hexdigest(),
-    }
-
-
-def _selected_rows(part: Part, cut: Cut) -> Iterator[tuple[pa.Table, pa.Array]]:
-    """(input rows, their scores) of one unit after the other, selected ones only, in order."""
-    for file, units in groupby(part.units, key=lambda scored: scored.file):
-        picked = []
-        for columns, scored in ((next(columns_of([s])), s) for s in units):
-            offsets = np.flatnonzero(part.mask(columns, cut))
-            if len(offsets):
-                start = scored.unit.row_start
-                bounds = (start + int(offsets[0]), start + int(offsets[-1]) + 1)
-                picked.append((bounds, offsets, columns.scores))
-        tables = read_ranges(file, [bounds for bounds, _, _ in picked])
-        for table, (_, offsets, scores) in zip(tables, picked, strict=True):
-            yield take_rows(table, offsets - offsets[0]), scores.take(pa.array(offsets))
-
-
-def _grouped(parts: Iterator[tuple[pa.Table, pa.Array]], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Tables of the output schema, each large enough for a row group but the last."""
-    waiting: list[pa.Table] = []
-    for rows, scores in parts:
-        named = rows.append_column(schema.field(schema.names[-1]), scores)
-        waiting.append(named.replace_schema_metadata(schema.metadata))
-        if sum(table.nbytes for table in waiting) >= ROW_GROUP_BYTES:
-            yield pa.concat_tables(waiting)
-            waiting = []
-    if waiting:
-        yield pa.concat_tables(waiting)
-
-
-class HashingFile:
-    """A file to write that knows the checksum and the size of what went through it."""
-
-    closed = False
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.digest = sha256()
-        self.bytes = 0
-
-    def write(self, data: bytes) -> int:
-        """Write and count."""
-        self.digest.update(data)
-        self.bytes += len(data)
-        return self.file.write(data)
-
-    def tell(self) -> int:
-        """Bytes written."""
-        return self.bytes
-
-    def flush(self) -> None:
-        """Pass on."""
-        self.file.flush()
-
-    def close(self) -> None:
-        """Leave closing to whoever opened the file."""
+def merge_told(parts: Iterable[Told]) -> Told:
+    """What a cut does to all units; a part at a time."""
+    ordinals, selected = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    sources: dict[str, tuple[int, int]] | None = {}
+    ends = Extremes([], [], [], [])
+    by_group_G = np.zeros(1, np.int64)
+    for part in parts:
+        by_group_G = by_group_G + part.by_group_G
+        ordinals.append(part.ordinals_M)
+        selected.append(part.selected_M)
+        sources = merge_sources([sources, part.sources])
+        ends = merge_extremes([ends, part.extremes])
+    ordinals_M, selected_M = np.concatenate(ordinals), np.concatenate(selected)
+    order = np.argsort(ordinals_M)
+    return Told(
+        ordinals_M=ordinals_M[order],
+        selected_M=selected_M[order],
+        sources=sources,
+        by_group_G=by_group_G,
+        extremes=ends,
+    )

@@ -361,3 +361,10 @@ def upload_folder(local: Path, path: str) -> list[str]:
         with (local / name).open("rb") as file, open_output(join(path, name)) as stored:
             shutil.copyfileobj(file, stored)
     return names
+
+
+def remove_folder(path: str) -> None:
+    """Remove a folder that this process's run made, with all in it; nothing where there is none."""
+    with _asked(path) as (filesystem, inner):
+        if filesystem.exists(inner):
+            filesystem.rm(inner, recursive=True)

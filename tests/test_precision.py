@@ -71,7 +71,7 @@ def test_rescoring_near_the_threshold_gives_the_fp32_selection(
     for _ in range(len(exact) + 1):
         scores = effective_scores(pa.chunked_array([columns.scores]), again).to_numpy()
         threshold = float(np.sort(scores)[-keep])
-        rows = rows_near(columns, again, threshold=threshold, bound=bound)
+        rows = rows_near(columns, again, boundaries_G=np.array([threshold]), bound=bound)
         if not len(rows):
             break
         offsets = np.concatenate([again.offsets_M, rows])

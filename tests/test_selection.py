@@ -25,16 +25,14 @@ from hypothesis import strategies as st
 
 from scar_core.errors import IncompleteError, SchemaError
 from scar_core.pool.rows import SIDECAR_SCHEMA
+from scar_core.selection.extremes import Extremes, extremes, merge_extremes
 from scar_core.selection.keep import (
     Decision,
-    Extremes,
     Keep,
     KeepAbove,
     KeepCount,
     KeepShare,
     decide,
-    extremes,
-    merge_extremes,
     parse_keep,
 )
 from scar_core.selection.order import (
@@ -293,9 +291,11 @@ def test_extremes_are_those_of_the_whole_order(units: list[Unit]) -> None:
         cut = tasks.decide(KeepCount(k)).cut
         found = tasks.extremes(cut, n=n)
         wanted = (order[:n], order[:k][-n:], order[k:][:n], order[-n:])
-        assert [[(row.score, *row[1:]) for row in rows] for rows in found] == list(
+        assert [[(row.score, *row[1:4]) for row in rows] for rows in found] == list(
             map(list, wanted)
         )
+        chosen = {row[2:] for row in order[:k]}
+        assert all(row.selected == (row[2:4] in chosen) for rows in found for row in rows)
 
 
 SCORES = st.one_of(

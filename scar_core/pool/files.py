@@ -24,7 +24,11 @@ FOOTER_THREADS = 16
 SUFFIXES = (".parquet", ".pq")
 
 
-@dataclass(frozen=True, kw_only=True)
+# By their serialized form: 100,000 files of one schema would hold 600 MB of copies of it.
+_SCHEMAS: dict[bytes, pa.Schema] = {}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RowGroup:
     """One row group of a Parquet file, as its footer tells."""
 
@@ -35,7 +39,7 @@ class RowGroup:
     """Uncompressed bytes of all columns."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PoolFile:
     """One Parquet file of a pool."""
 
@@ -248,7 +252,7 @@ def open_file(info: storage.FileInfo, *, path: str, columns: PairColumns) -> Poo
         path=path,
         info=info,
         fingerprint=digest.hexdigest(),
-        schema=schema,
+        schema=_SCHEMAS.setdefault(schema.serialize().to_pybytes(), schema),
         row_groups=_row_groups(metadata, columns),
     )
 

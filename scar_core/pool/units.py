@@ -55,7 +55,7 @@ class UnitConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Unit:
     """A range of rows of one file."""
 

@@ -5,5 +5,11 @@ radix           histograms of key digits; the cut they lead to
 precision       bf16 scores, fp32 near the cut
 keep            what to keep, quantiles, best and worst rows
 drift           whether scores are spread as they were
+keep            what to keep, quantiles
+quotas          what each group contributes, by largest remainder
+labels          a column of the pool as groups, and how many rows each has
+groups          a cut for every group at once
+copies          rows whose content a better row has, found range by range
+extremes        the best and worst rows, and those around the cut
 report          the numbers of a selection for a person
 """

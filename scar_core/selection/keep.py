@@ -1,8 +1,7 @@
 """Exact selection: the best rows of a pool, to the row, from sidecars alone.
 
 `parse_keep` reads what to keep, `decide` finds the cut, `Cut.mask` tells a sidecar's selected
-rows, `extremes` the rows at both ends and around the cut. Who runs the passes over sidecars, and
-where, is the caller's business.
+rows. Who runs the passes over sidecars, and where, is the caller's business.
 """
 
 from __future__ import annotations
@@ -11,21 +10,17 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from scar_core.errors import InputError
-from scar_core.selection.order import DIGIT_VALUES, Placed, Prefix, score_keys
+from scar_core.selection.order import DIGIT_VALUES, Prefix, score_keys
 from scar_core.selection.radix import Cut, Radix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
-    from scar_core.selection.order import SidecarColumns
     from scar_core.selection.radix import Scan, Survey
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -106,7 +101,7 @@ class Decision(NamedTuple):
 
 
 def decide(
-    survey: Survey, scan: Scan, keep: Keep, *, probabilities: Sequence[float] = ()
+    survey: Survey, scan: Scan, keep: Keep | None, *, probabilities: Sequence[float] = ()
 ) -> Decision:
     """Find the cut, and exact quantiles of the eligible scores.
 
@@ -117,7 +112,7 @@ def decide(
     Args:
         survey: of all sidecars.
         scan: one more pass over the same sidecars.
-        keep: what to keep. A share of few rows, or a high score, may select none.
+        keep: what to keep. A share of few rows, or a high score, may select none; None does.
         probabilities: of the quantiles, each in [0, 1].
 
     Raises:
@@ -134,12 +129,13 @@ def decide(
         radix.load([*wanted, digits[:1]])
         selected = radix.count_to(digits)
     else:
-        selected = _rows_to_keep(keep, eligible)
+        selected = 0 if keep is None else rows_to_keep(keep, eligible)
         radix.load([*wanted, *([radix.step((), selected).prefix] if selected else [])])
     return Decision(radix.cut(selected), tuple(map(radix.score_at, positions)))
 
 
-def _rows_to_keep(keep: KeepShare | KeepCount, eligible: int) -> int:
+def rows_to_keep(keep: KeepShare | KeepCount, eligible: int) -> int:
+    """How many of so many eligible rows are kept; a share is rounded down."""
     if isinstance(keep, KeepShare):
         return math.floor(keep.share * eligible)
     return min(keep.rows, eligible)
@@ -156,68 +152,3 @@ def _position(probability: float, eligible: int) -> int:
 
 def _score_digits(score: float) -> Prefix:
     return divmod(int(score_keys(np.array([score], np.float32))[0]), DIGIT_VALUES)
-
-
-class Extremes(NamedTuple):
-    """The rows that show what a selection does; each list in selection order."""
-
-    best: list[Placed]
-    """First of all eligible rows."""
-    above: list[Placed]
-    """Last of the selected."""
-    below: list[Placed]
-    """First of those not selected."""
-    worst: list[Placed]
-    """Last of all eligible rows."""
-
-
-def extremes(sidecars: Iterable[SidecarColumns], cut: Cut, *, n: int = 3) -> Extremes:
-    """The `n` rows, at least 1, at both ends and on both sides of the cut; fewer where there are.
-
-    Reads hashes only of sidecars with a row that may, by its score, be one of them.
-    """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
-    found = Extremes([], [], [], [])
-    for columns in sidecars:
-        selected_N = cut.mask(columns)
-        every_M = np.flatnonzero(columns.eligible_N)
-        inside_M = np.flatnonzero(selected_N)
-        outside_M = np.flatnonzero(columns.eligible_N & ~selected_N)
-        candidates = Extremes(
-            best=_candidates(columns, every_M, n=n, held=found.best, end="first"),
-            above=_candidates(columns, inside_M, n=n, held=found.above, end="last"),
-            below=_candidates(columns, outside_M, n=n, held=found.below, end="first"),
-            worst=_candidates(columns, every_M, n=n, held=found.worst, end="last"),
-        )
-        found = merge_extremes([found, candidates], n=n)
-    return found
-
-
-def merge_extremes(parts: Iterable[Extremes], *, n: int = 3) -> Extremes:
-    """Those of all the sidecars, whatever their order and grouping."""
-    lists = zip(Extremes([], [], [], []), *parts, strict=True)
-    best, above, below, worst = (sorted(chain.from_iterable(rows)) for rows in lists)
-    return Extremes(best[:n], above[-n:], below[:n], worst[-n:])
-
-
-def _candidates(
-    columns: SidecarColumns,
-    rows_M: NDArray[np.intp],
-    *,
-    n: int,
-    held: list[Placed],
-    end: Literal["first", "last"],
-) -> list[Placed]:
-    """The first or last n of some rows, less those whose score loses against the n held."""
-    sign = 1 if end == "first" else -1
-    keys_M = sign * columns.score_keys_N[rows_M].astype(np.int64)
-    bounds = [np.partition(keys_M, n - 1)[n - 1]] if len(rows_M) > n else []
-    if len(held) == n:
-        bounds.append(max(sign * row.score_key for row in held))
-    if bounds:
-        rows_M = rows_M[keys_M <= min(bounds)]
-    if not len(rows_M):
-        return []
-    ordered_M = columns.in_order(rows_M)
-    return [columns.placed(row) for row in (ordered_M[:n] if sign == 1 else ordered_M[-n:])]

@@ -3,7 +3,8 @@
 A key is fourteen 16-bit digits, most significant first, and ascending keys are the selection's
 order: two digits of score (higher first, -0.0 as 0.0), eight of content hash, two of the unit's
 ordinal among the units in (path, row) order, two of the row's offset in its unit. No two rows
-share a key. A row without a score, or with one that is NaN, is not eligible and has no key.
+share a key. A row without a score, or with one that is NaN, is not eligible and has no key; nor
+is a copy of a better row, where a selection leaves copies out.
 
 Array suffixes: N rows of a sidecar, M of them.
 """
@@ -71,6 +72,7 @@ class Placed(NamedTuple):
     """Of its unit."""
     offset: int
     """Within its unit."""
+    selected: bool = False
 
     @property
     def score(self) -> float:
@@ -85,17 +87,29 @@ class SidecarColumns:
         read: gives the named column of the sidecar, one value per row, in input order.
         ordinal: place of the unit among the run's units in (path, row) order, below 2**32.
         where: what error texts call the sidecar.
+        copies_N: [N] rows that are copies of better ones and left out; none where None.
+        groups_N: [N] int32 number of each row's group; one group, 0, where None.
 
     Raises:
         SchemaError: on first use of a column that does not hold what sidecars hold.
     """
 
-    def __init__(self, read: Callable[[str], pa.ChunkedArray], *, ordinal: int, where: str) -> None:
+    def __init__(
+        self,
+        read: Callable[[str], pa.ChunkedArray],
+        *,
+        ordinal: int,
+        where: str,
+        copies_N: NDArray[np.bool_] | None = None,
+        groups_N: NDArray[np.int32] | None = None,
+    ) -> None:
         if not 0 <= ordinal < DIGIT_VALUES**ORDINAL_DIGITS:
             raise ValueError(f"{where}: ordinal must be in [0, 2**32), got {ordinal}")
         self.read = read
         self.ordinal = ordinal
         self.where = where
+        self.copies_N = copies_N
+        self._groups_N = groups_N
 
     @classmethod
     def from_table(cls, table: pa.Table, *, ordinal: int, where: str = "table") -> SidecarColumns:
@@ -155,25 +169,35 @@ class SidecarColumns:
     @cached_property
     def score_keys_N(self) -> NDArray[np.uint32]:
         """[N] of the scores; without meaning where not eligible."""
-        keys_N = score_keys(_values(self.scores, np.float32))
+        keys_N = score_keys(values_of(self.scores, np.float32))
         keys_N[~_valid(self.scores)] = NAN_SCORE_KEY
         return keys_N
 
     @cached_property
-    def eligible_N(self) -> NDArray[np.bool_]:
-        """[N] whether a row has a key: its score is neither null nor NaN."""
+    def scored_N(self) -> NDArray[np.bool_]:
+        """[N] whether a row has a score that is not NaN."""
         best, worst = np.uint32(BEST_SCORE_KEY), np.uint32(WORST_SCORE_KEY)
         return (self.score_keys_N >= best) & (self.score_keys_N <= worst)
 
     @cached_property
+    def eligible_N(self) -> NDArray[np.bool_]:
+        """[N] whether a row has a key: it has a score, and is no copy that is left out."""
+        return self.scored_N if self.copies_N is None else self.scored_N & ~self.copies_N
+
+    @property
+    def groups_N(self) -> NDArray[np.int32]:
+        """[N] number of each row's group."""
+        return np.zeros(len(self), np.int32) if self._groups_N is None else self._groups_N
+
+    @cached_property
     def hashes(self) -> NDArray[np.uint8]:
-        """[N, 16] bytes of the content hashes; without meaning where not eligible."""
+        """[N, 16] bytes of the content hashes; without meaning where not scored."""
         column = self._column("content_hash")
-        if not _valid(column)[self.eligible_N].all():
+        if not _valid(column)[self.scored_N].all():
             raise SchemaError(
                 f"{self.where}: a row has a score and no content_hash. Score the unit again."
             )
-        return _values(column, np.uint8, width=HASH_BYTES).reshape(-1, HASH_BYTES)
+        return values_of(column, np.uint8, width=HASH_BYTES).reshape(-1, HASH_BYTES)
 
     def digit(self, position: int, rows_M: NDArray[np.intp]) -> NDArray[np.intp]:
         """[M] digits of some rows; position 0 is the most significant of KEY_DIGITS."""
@@ -210,11 +234,10 @@ class SidecarColumns:
         high_M, low_M = self.hashes[rows_M].view(">u8").T.astype(np.uint64)
         return rows_M[np.lexsort((rows_M, low_M, high_M, self.score_keys_N[rows_M]))]
 
-    def placed(self, row: int) -> Placed:
+    def placed(self, row: int, *, selected: bool = False) -> Placed:
         """The key of an eligible row; reads hashes."""
-        return Placed(
-            int(self.score_keys_N[row]), self.hashes[row].tobytes(), self.ordinal, int(row)
-        )
+        key = int(self.score_keys_N[row])
+        return Placed(key, self.hashes[row].tobytes(), self.ordinal, int(row), selected)
 
 
 def score_key_of(prefix: Prefix) -> int:
@@ -231,8 +254,8 @@ def _half(values_M: NDArray[Any], position: int) -> NDArray[np.intp]:
 # By hand, because Arrow's own conversions import pandas: 0.2 s in every new worker.
 
 
-def _values(column: pa.Array, dtype: type[Scalar], *, width: int = 1) -> NDArray[Scalar]:
-    """[N * width] values of an array; anything where null."""
+def values_of(column: pa.Array, dtype: type[Scalar], *, width: int = 1) -> NDArray[Scalar]:
+    """[N * width] values of an array of fixed width; anything where null."""
     start = column.offset * width * np.dtype(dtype).itemsize
     return np.frombuffer(column.buffers()[1], dtype, len(column) * width, start)
 

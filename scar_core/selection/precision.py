@@ -6,6 +6,10 @@ If no row lies within `bound` of t but those that were scored again, selecting b
 score selects what selecting by s would: a row above t that was not scored again has
 s >= b - bound > t, one below has s < t, and the others are ordered by s itself.
 
+With groups, each group is such a selection of its own: its quota does not depend on scores. Without
+copies, rows whose content comes several times are all scored again before the best one is kept, so
+which rows take part is known as from s, and the argument holds for those.
+
 The bound is measured: the largest error of a sample and of every row scored again so far, widened.
 
 Array suffixes: N rows of a unit, M of them.
@@ -107,18 +111,25 @@ def read_rescored(paths: Iterable[str]) -> Rescored:
     return Rescored(table["offset"].to_numpy(), table["score"].to_numpy())
 
 
-def open_columns(sidecar: str, *, ordinal: int, rescored: Sequence[str] = ()) -> SidecarColumns:
-    """A sidecar's columns with effective scores."""
+def open_columns(
+    sidecar: str,
+    *,
+    ordinal: int,
+    rescored: Sequence[str] = (),
+    copies_N: NDArray[np.bool_] | None = None,
+    groups_N: NDArray[np.int32] | None = None,
+) -> SidecarColumns:
+    """A sidecar's columns with effective scores; copies and groups as `SidecarColumns` has them."""
     columns = SidecarColumns.open(sidecar, ordinal=ordinal)
-    if not rescored:
-        return columns
-    again = read_rescored(rescored)
+    again = read_rescored(rescored) if rescored else None
 
     def read(name: str) -> pa.ChunkedArray:
         column = columns.read(name)
-        return effective_scores(column, again) if name == "score" else column
+        return effective_scores(column, again) if again and name == "score" else column
 
-    return SidecarColumns(read, ordinal=ordinal, where=sidecar)
+    return SidecarColumns(
+        read, ordinal=ordinal, where=sidecar, copies_N=copies_N, groups_N=groups_N
+    )
 
 
 def effective_scores(scores: pa.ChunkedArray, again: Rescored) -> pa.ChunkedArray:
@@ -151,13 +162,25 @@ def sample_rows(columns: SidecarColumns, again: Rescored, *, share: float) -> ND
 
 
 def rows_near(
-    columns: SidecarColumns, again: Rescored, *, threshold: float, bound: float
+    columns: SidecarColumns,
+    again: Rescored,
+    *,
+    boundaries_G: NDArray[np.float64],
+    bound: float,
 ) -> NDArray[np.int32]:
-    """[M] offsets of the rows within the bound of the threshold that are not scored again yet."""
+    """[M] offsets of the rows within the bound of their group's boundary, not scored again yet.
+
+    Args:
+        columns: of a unit; bf16 scores.
+        again: the unit's rows that were scored again.
+        boundaries_G: by group, the score that parts selected rows from others; NaN: nothing does.
+        bound: what no row's error exceeds.
+    """
+    boundary_N = boundaries_G[columns.groups_N]
     distance_N = np.abs(
-        columns.scores.to_numpy(zero_copy_only=False).astype(np.float64) - threshold
+        columns.scores.to_numpy(zero_copy_only=False).astype(np.float64) - boundary_N
     )
-    return _missing(columns.eligible_N & ~(distance_N > bound), again)
+    return _missing(columns.eligible_N & ~np.isnan(boundary_N) & ~(distance_N > bound), again)
 
 
 def _missing(picked_N: NDArray[np.bool_], again: Rescored) -> NDArray[np.int32]:

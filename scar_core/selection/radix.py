@@ -40,13 +40,20 @@ Scan = Callable[[Sequence[Prefix]], NDArray[np.int64]]
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Rows of some sidecars; every one is eligible or quarantined for one reason."""
+    """Rows of some sidecars; each is eligible, a duplicate, or quarantined for one reason."""
 
     rows: int = 0
     eligible: int = 0
-    """With a score that is not NaN."""
+    """With a score that is not NaN, and no duplicate."""
+    duplicates: int = 0
+    """Copies of eligible rows; 0 where copies are not left out."""
     quarantined: dict[str, int] = field(default_factory=dict)
     """The others by reason, sorted; NAN_REASON where the score is NaN."""
+
+    @property
+    def scored(self) -> int:
+        """With a score that is not NaN, duplicates too."""
+        return self.eligible + self.duplicates
 
     def __add__(self, other: Counts) -> Counts:
         """The counts of both."""
@@ -54,6 +61,7 @@ class Counts:
         return Counts(
             rows=self.rows + other.rows,
             eligible=self.eligible + other.eligible,
+            duplicates=self.duplicates + other.duplicates,
             quarantined=dict(sorted(reasons.items())),
         )
 
@@ -81,6 +89,7 @@ def survey(sidecars: Iterable[SidecarColumns]) -> Survey:
 
 
 def _count(columns: SidecarColumns) -> Counts:
+    scored = int(np.count_nonzero(columns.scored_N))
     eligible = int(np.count_nonzero(columns.eligible_N))
     nulls = columns.scores.null_count
     reasons = Counter(columns.reasons)
@@ -89,9 +98,14 @@ def _count(columns: SidecarColumns) -> Counts:
             f"{columns.where}: {nulls:,} rows have no score, {reasons.total():,} a reason why; "
             "wanted the same rows. Score the unit again."
         )
-    if nans := len(columns) - nulls - eligible:
+    if nans := len(columns) - nulls - scored:
         reasons[NAN_REASON] += nans
-    return Counts(rows=len(columns), eligible=eligible, quarantined=dict(sorted(reasons.items())))
+    return Counts(
+        rows=len(columns),
+        eligible=eligible,
+        duplicates=scored - eligible,
+        quarantined=dict(sorted(reasons.items())),
+    )
 
 
 def merge_surveys(surveys: Iterable[Survey]) -> Survey:

@@ -1,11 +1,13 @@
-"""How fast, and in how much memory, the radix selects; DuckDB and Polars beside it.
+"""How fast, and in how much memory, the radix selects; DuckDB, Polars and Ray's sort beside it.
 
     python tests/bench/selection.py --rows 1_000_000 10_000_000 --json build/selection.json
 
 Contenders take turns on the same files and two cores, each run in a process of its own, and must
-select the same rows. Files are in the page cache. Memory is a process's peak resident set. Bytes
-are what went through read calls: who maps files into memory shows few. CPU seconds are of all
-processes, and steadier than the clock on a busy machine.
+select the same rows. Files are in the page cache. Memory is a process's peak resident set; of
+Ray's workers it holds the pages of the object store that they touched. Bytes are what went through
+read calls: who maps files into memory shows few. CPU seconds are of all processes (of Ray, without
+its own servers), and steadier than the clock on a busy machine. `--skip` leaves contenders out that
+would not finish; one that takes longer than `--minutes` is ended and reported as such.
 """
 
 from __future__ import annotations
@@ -20,26 +22,33 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from scar_core.pool.files import PoolFile
 from scar_core.pool.rows import HASH_BYTES, SIDECAR_SCHEMA
+from scar_core.pool.units import Unit
 from scar_core.selection.keep import decide, parse_keep
 from scar_core.selection.order import DIGIT_VALUES, SidecarColumns
 from scar_core.selection.radix import histograms, merge_surveys, survey
+from scar_core.storage import FileInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from jobs.select_stages import ScoredUnit
     from scar_core.selection.order import Prefix
     from scar_core.selection.radix import Cut, Survey
 
@@ -72,11 +81,12 @@ class Found(NamedTuple):
     """Of the processes that it started, once per task."""
 
 
-def usage() -> Usage:
-    """Of this process; not `getrusage`, whose peak is inherited from the process that spawned."""
-    status = Path("/proc/self/status").read_text("utf-8").splitlines()
+def usage(process: int | str = "self") -> Usage:
+    """Of a process; not `getrusage`, whose peak is inherited from the process that spawned."""
+    status = Path(f"/proc/{process}/status").read_text("utf-8").splitlines()
     peak_kib = next(line.split()[1] for line in status if line.startswith("VmHWM"))
-    io = dict(line.split(": ") for line in Path("/proc/self/io").read_text("utf-8").splitlines())
+    counters = Path(f"/proc/{process}/io").read_text("utf-8").splitlines()
+    io = dict(line.split(": ") for line in counters)
     return Usage(int(peak_kib) * 1024, int(io["rchar"]))
 
 
@@ -193,6 +203,127 @@ def usage_of(_: int) -> Usage:
     return usage()
 
 
+# The jobs' own passes: the same radix as Ray Data map stages, merged in a tree.
+
+
+def run_jobs(paths: list[str], keep: str) -> Found:
+    """`judge` as a selection runs it, and one more pass for the selected rows."""
+    from jobs import pipeline  # noqa: PLC0415 - Ray's memory is its own
+    from jobs.passes import chunks_of, judge  # noqa: PLC0415
+    from jobs.select_stages import ScoredUnit  # noqa: PLC0415
+
+    with on_ray() as (clock, workers):
+        units = [
+            ScoredUnit(ordinal=ordinal, unit=unit, file=POOL_FILE, sidecar=path)
+            for ordinal, (path, unit) in enumerate(zip(paths, units_of(paths), strict=True))
+        ]
+        clock.lap("open")
+        judged = judge(units, parse_keep(keep))
+        clock.lap("judge")
+        found = pipeline.fold(select_units, chunks_of(units), add_pairs, cut=judged.cut)
+        clock.lap("select")
+    return Found(found[0], found[1], clock.seconds, workers)
+
+
+POOL_FILE = PoolFile(
+    path="pool.parquet",
+    info=FileInfo(path="pool.parquet", size_bytes=0, stamp=""),
+    fingerprint="",
+    schema=pa.schema([]),
+    row_groups=(),
+)
+"""No pass without groups reads the pool."""
+
+
+def units_of(paths: list[str]) -> Iterator[Unit]:
+    """What a scores manifest says of each sidecar."""
+    for path in paths:
+        rows = pq.read_metadata(path).num_rows
+        yield Unit(path="pool.parquet", row_start=0, rows=rows, fingerprint="")
+
+
+def select_units(chunk: Sequence[ScoredUnit], *, cut: Cut) -> tuple[int, int]:
+    return select_chunk([(scored.ordinal, scored.sidecar) for scored in chunk], cut=cut)
+
+
+def add_pairs(parts: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    pairs = [(0, 0), *parts]
+    return sum(n for n, _ in pairs), sum(s for _, s in pairs)
+
+
+@contextmanager
+def on_ray() -> Iterator[tuple[Clock, list[Usage]]]:
+    """A local Ray of two CPUs; what its workers took is listed at the end of the block."""
+    import ray  # noqa: PLC0415 - its memory is its own
+
+    from jobs import cli  # noqa: PLC0415
+
+    # A spawned process knows this file by a name that Ray's workers cannot import.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    clock, workers, done = Clock(), [], Event()  # type: Clock, list[Usage], Event
+    with cli.connected(local_cpus=WORKERS):
+        clock.lap("start")
+        watcher = Thread(target=watch, args=(workers, done))
+        watcher.start()
+        try:
+            yield clock, workers
+        finally:
+            done.set()
+            watcher.join()
+
+
+def watch(workers: list[Usage], done: Event) -> None:
+    """Look at this process's Ray workers twice a second until done; a usage for each."""
+    import psutil  # noqa: PLC0415
+
+    seen: dict[int, Usage] = {}
+    ended = False
+    while not ended:
+        ended = done.wait(0.5)
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if process.cmdline()[0].startswith("ray::"):
+                    seen[process.pid] = usage(process.pid)
+            except (psutil.Error, OSError, IndexError, StopIteration):
+                continue  # it has just ended
+    workers += seen.values()
+
+
+def run_ray_sort(paths: list[str], keep: str) -> Found:
+    """Exact top k as Ray Data's own operators give it: filter, sort by all keys, limit."""
+    import ray  # noqa: PLC0415
+
+    with on_ray() as (clock, workers):
+        read = ray.data.read_parquet(
+            paths, columns=["row", "score", "content_hash"], include_paths=True
+        )
+        good = read.map_batches(ray_keys, batch_format="pyarrow", batch_size=None)
+        k = int(good.count() * parse_keep(keep).share)  # type: ignore[union-attr]
+        clock.lap("count")
+        keys = ["score", "high", "low", "place"]
+        best = good.sort(keys, descending=[True, False, False, False]).limit(k)
+        found = (best.count(), int(best.sum("place")))
+        clock.lap("select")
+    return Found(*found, clock.seconds, workers)
+
+
+def ray_keys(table: pa.Table) -> pa.Table:
+    """Eligible rows and their keys, as numbers that Ray can sort by."""
+    table = table.filter(pc.and_(table["score"].is_valid(), pc.invert(pc.is_nan(table["score"]))))
+    hashes = table["content_hash"].combine_chunks()
+    held = np.frombuffer(hashes.buffers()[1], ">u8")[2 * hashes.offset :].reshape(-1, 2)
+    ordinals = [int(Path(path).stem) for path in table["path"].to_pylist()]
+    place = np.array(ordinals, np.int64) * 2**20 + table["row"].to_numpy()
+    return pa.table(
+        {
+            "score": table["score"],
+            "high": held[: len(hashes), 0].astype(np.uint64),
+            "low": held[: len(hashes), 1].astype(np.uint64),
+            "place": place,
+        }
+    )
+
+
 class Clock:
     """Seconds of one stage after the other."""
 
@@ -271,10 +402,12 @@ def run_polars(paths: list[str], keep: str) -> Found:
 
 
 CONTENDERS: dict[str, tuple[str, Callable[[list[str], str], Found]]] = {
+    "jobs": ("ray", run_jobs),
     "radix": ("numpy", run_radix),
     "duckdb, order by": ("duckdb", partial(run_duckdb, by_threshold=False)),
     "duckdb, threshold": ("duckdb", partial(run_duckdb, by_threshold=True)),
     "polars, sort": ("polars", run_polars),
+    "ray.data, sort": ("ray", run_ray_sort),
 }
 """By name: the module that it needs, and what runs it."""
 
@@ -303,14 +436,23 @@ def measure(name: str, paths: list[str], keep: str) -> dict[str, Any]:
     }
 
 
-def compare(paths: list[str], keep: str, *, repeats: int) -> list[dict[str, Any]]:
+def compare(
+    paths: list[str], keep: str, *, repeats: int, skip: Sequence[str], minutes: float
+) -> list[dict[str, Any]]:
     """Every contender, in turns; the runs of median time."""
-    names = [name for name, (module, _) in CONTENDERS.items() if importlib.util.find_spec(module)]
+    names = [
+        name
+        for name, (module, _) in CONTENDERS.items()
+        if importlib.util.find_spec(module) and name not in skip
+    ]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for _ in range(repeats):
-        for name in names:
-            with spawn_pool(1) as process:
-                runs[name].append(process.submit(measure, name, paths, keep).result())
+        for name in [name for name in names if name in runs]:
+            run = run_alone(name, paths, keep, minutes=minutes)
+            if run is None:
+                del runs[name]
+            else:
+                runs[name].append(run)
     answers = {(run["selected"], run["place_sum"]) for of in runs.values() for run in of}
     if len(answers) != 1:
         raise SystemExit(f"contenders do not agree: {answers}")
@@ -318,6 +460,21 @@ def compare(paths: list[str], keep: str, *, repeats: int) -> list[dict[str, Any]
         min(of, key=lambda run: abs(run["seconds"] - median(r["seconds"] for r in of)))
         for of in runs.values()
     ]
+
+
+def run_alone(name: str, paths: list[str], keep: str, *, minutes: float) -> dict[str, Any] | None:
+    """A contender's run in a process of its own; None if it ends badly or takes too long."""
+    pool = spawn_pool(1)
+    future = pool.submit(measure, name, paths, keep)
+    try:
+        return future.result(timeout=minutes * 60)
+    except Exception as error:  # noqa: BLE001 - whatever a contender dies of is its result
+        print(f"{name}: did not finish: {type(error).__name__} {str(error)[:200]}", flush=True)
+        for process in list(pool._processes.values()):  # noqa: SLF001 - the only way to end it
+            process.kill()
+        return None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def show(rows: int, results: Sequence[dict[str, Any]]) -> None:
@@ -339,17 +496,23 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--keep", default="10%", help="a share")
     parser.add_argument("--decimals", type=int, help="round scores, so that many tie")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each; the median counts")
+    parser.add_argument("--skip", nargs="*", default=[], choices=list(CONTENDERS), metavar="NAME")
+    parser.add_argument("--minutes", type=float, default=30, help="that a run may take")
+    parser.add_argument("--folder", help="where sidecars are put for the time of a comparison")
     parser.add_argument("--json", type=Path, default=Path("build/bench-selection.json"))
     args = parser.parse_args(argv)
     options = {name: value for name, value in vars(args).items() if name not in ("rows", "json")}
-    versions = {name: version(name) for name in ("numpy", "pyarrow", "duckdb")}
+    packages = ("numpy", "pyarrow", "ray", "duckdb", "polars")
+    versions = {name: version(name) for name in packages if importlib.util.find_spec(name)}
     runs: dict[int, list[dict[str, Any]]] = {}
     for rows in args.rows:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             paths = write_sidecars(
                 folder, rows=rows, unit_rows=args.unit_rows, decimals=args.decimals
             )
-            runs[rows] = compare(paths, args.keep, repeats=args.repeats)
+            runs[rows] = compare(
+                paths, args.keep, repeats=args.repeats, skip=args.skip, minutes=args.minutes
+            )
         show(rows, runs[rows])
     report = {"python": platform.python_version(), **versions, "options": options, "runs": runs}
     args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,375 @@
+"""Groups and copies through the jobs, against a plain loop over the pool.
+
+Most tests run the passes in this process, each item and result pickled; what Ray does with them is
+tested where it matters.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections import Counter
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import cli, pipeline, score, score_plan, select_rows, select_write
+from jobs.publish_scores import publish_scores as publish
+from jobs.rescore import Rescorer
+from jobs.select_stages import ScoredUnit, Told
+from jobs.select_write import plan_parts
+from scar_core.pool.rows import SIDECAR_SCHEMA, check_pairs, content_hash
+from scar_core.pool.sidecars import write_sidecar
+from scar_core.pool.units import Unit, read_ranges
+from scar_core.selection.extremes import Extremes
+from scar_core.selection.precision import Rescored, write_rescored
+from tests.jobs_harness import manifest_of, rows_of, write_pool
+from tests.pools import open_one, texts, write
+from tests.tiny import tiny_ranker_dir
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three files; the third holds copies of the first's rows, under other sources."""
+    folder = write_pool(tmp_path_factory.mktemp("pools") / "pool")
+    first = pq.read_table(folder / "part-0.parquet")
+    third = pq.read_table(folder / "part-2.parquet")
+    columns = {
+        "instruction": pa.chunked_array(
+            [first["instruction"][:30].combine_chunks(), third["instruction"][30:].combine_chunks()]
+        ),
+        "response": pa.chunked_array(
+            [first["response"][:30].combine_chunks(), third["response"][30:].combine_chunks()]
+        ),
+        "source": pa.array(["copied", None] * 25 + ["tail"] * 50),
+    }
+    for name, column in columns.items():
+        third = third.set_column(third.schema.get_field_index(name), name, column)
+    pq.write_table(third, folder / "part-2.parquet", row_group_size=40)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory: pytest.TempPathFactory, pool: Path) -> Path:
+    """Published fp32 scores of the pool."""
+    folder = tmp_path_factory.mktemp("scores")
+    return publish_scores(folder, pool, tiny_ranker_dir(folder), precision="fp32", error=0.0)
+
+
+def publish_scores(
+    folder: Path, pool: Path, ranker: Path, *, precision: Literal["fp32", "bf16"], error: float
+) -> Path:
+    """Scores drawn by lot: many ties, and copies with other scores; bf16 ones with errors."""
+    out = folder / f"scores-{precision}"
+    config = score.ScoreConfig(
+        pool=[str(pool)], ranker=str(ranker), out=str(out), unit_rows=32, precision=precision
+    )
+    plan = score_plan.make_plan(config)
+    files = {file.path: file for file in plan.files}
+    sidecars = []
+    for unit in plan.units:
+        bounds = (unit.row_start, unit.row_start + unit.rows)
+        (table,) = read_ranges(files[unit.path], [bounds])
+        pairs = check_pairs(table, config)
+        errors = np.random.default_rng(unit.row_start).uniform(-error, error, unit.rows)
+        drawn = (exact_scores(unit) + errors).astype(np.float32).tolist()
+        zeros = [0] * unit.rows
+        columns = {
+            "row": range(*bounds),
+            "score": [s if h else None for s, h in zip(drawn, pairs.hashes, strict=True)],
+            "content_hash": pairs.hashes,
+            "reason": pairs.reasons,
+            **dict.fromkeys(("instruction_tokens", "response_tokens", "cut_tokens"), zeros),
+        }
+        table = pa.table(columns, schema=SIDECAR_SCHEMA)
+        sidecars.append(write_sidecar(config.out, unit=unit, key=plan.key, table=table))
+    publish(config, plan, sidecars)
+    return out
+
+
+def exact_scores(unit: Unit) -> np.ndarray:
+    """What a unit's fp32 scores are."""
+    seed = int(unit.fingerprint[:8], 16) + unit.row_start
+    return np.random.default_rng(seed).normal(size=unit.rows).round(1).astype(np.float32)
+
+
+def travelled(thing: Any) -> Any:  # noqa: ANN401
+    """As another process gets it."""
+    return pickle.loads(pickle.dumps(thing))  # noqa: S301 - its own bytes
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes run in this process, over many small chunks; as through Ray, all is pickled."""
+
+    def run(stage: Any, items: Any, **options: Any) -> Any:  # noqa: ANN401
+        for item in items:
+            yield travelled(stage(travelled(item), **options))
+
+    def fold(stage: Any, items: Any, merge: Any, **options: Any) -> Any:  # noqa: ANN401
+        parts = list(run(stage, items, **options))
+        return merge([merge(parts[start::3]) for start in range(3) if parts[start::3]])
+
+    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(pipeline, "fold", fold)
+    monkeypatch.setattr(cli, "connected", nullcontext)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4})
+    small_chunks(monkeypatch)
+
+
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.passes.CHUNK_ROWS", 40)
+    monkeypatch.setattr("jobs.passes.TASKS_PER_CPU", 99)
+    monkeypatch.setattr("jobs.find_copies.CHUNK_ROWS", 50)
+    monkeypatch.setattr("scar_core.selection.groups.FETCHED_ROWS", 20)
+
+
+def select(scores: Path, out: Path, *flags: str) -> Path:
+    arguments = ["--scores", str(scores), "--out", str(out), *flags]
+    assert cli.run_job(select_rows.job, arguments) == 0
+    assert not (out / "scratch").exists()
+    return out
+
+
+def ranked(scores: Path, pool: Path, tmp_path: Path) -> list[Row]:
+    """All scored rows of the pool, best first, as one selection of everything gives them."""
+    rows = rows_of(select(scores, tmp_path / "all", "--keep", "100%"))
+    place = {
+        row["id"]: (path.name, at)
+        for path in sorted(pool.glob("*.parquet"))
+        for at, row in enumerate(pq.read_table(path).to_pylist())
+    }
+    for row in rows:
+        row["hash"] = content_hash(row["instruction"].decode(), row["response"].decode())
+        row["group"] = row["source"] or "(none)"
+    return sorted(rows, key=lambda row: (-row["scar_score"], row["hash"], place[row["id"]]))
+
+
+def distinct(rows: list[Row]) -> list[Row]:
+    found: dict[bytes, Row] = {}
+    for row in rows:
+        found.setdefault(row["hash"], row)
+    return list(found.values())
+
+
+@pytest.mark.usefixtures("here")
+def test_groups_and_copies_through_the_job(tmp_path: Path, scores: Path, pool: Path) -> None:
+    """Many chunks, ranges and levels of merging; quotas, counts and thresholds as counted here."""
+    rows = ranked(scores, pool, tmp_path)
+    kept = distinct(rows)
+    flags = ("--keep", "10%", "--per", "source", "--dedup", "exact", "--min-per-group", "2")
+    run = select(scores, tmp_path / "run", *flags)
+    manifest = manifest_of(run)
+    groups = {entry["group"]: entry for entry in manifest["groups"]}
+    eligible = Counter(row["group"] for row in kept)
+    assert {name: entry["eligible"] for name, entry in groups.items()} == eligible
+    assert groups["(none)"]["duplicates"] > 0
+    assert sum(entry["rows"] for entry in groups.values()) == 300
+    total = math.floor(0.1 * len(kept))
+    assert sum(entry["quota"] for entry in groups.values()) == total
+    assert min(entry["quota"] for entry in groups.values()) == 2
+    expected = set()
+    for name, entry in groups.items():
+        best = [row for row in kept if row["group"] == name][: entry["quota"]]
+        expected |= {row["id"] for row in best}
+        assert entry["selected"] == len(best)
+        assert entry["threshold"] == best[-1]["scar_score"]
+    assert {row["id"] for row in rows_of(run)} == expected
+    counts = manifest["counts"]
+    assert counts["duplicates"] == len(rows) - len(kept) > 25
+    assert counts["scored"] == len(rows)
+    assert counts["not_selected"] == len(rows) - total
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("flags", [(), ("--per", "source"), ("--dedup", "exact")], ids=str)
+def test_scores_with_errors_and_exact_ones_near_the_cuts_select_what_exact_scores_do(
+    tmp_path: Path, pool: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+) -> None:
+    """A boundary per group; among copies the best by exact scores; and not all scored again."""
+    monkeypatch.setattr("jobs.rescore.SAMPLE_ROWS", 24)
+
+    def score_again(self: Rescorer, units: Any, rows: Any) -> int:  # noqa: ANN401
+        for scored in units:
+            offsets = rows.get(scored.ordinal, np.zeros(0, np.int32))
+            again = Rescored(offsets, exact_scores(scored.unit)[offsets])
+            if len(offsets):
+                write_rescored(
+                    self.scores, key_id=self.key_id, unit_id=scored.unit.id, rescored=again
+                )
+        return sum(map(len, rows.values()))
+
+    monkeypatch.setattr(Rescorer, "score_again", score_again)
+    ranker = tiny_ranker_dir(tmp_path)
+    found = []
+    for precision, error in (("fp32", 0.0), ("bf16", 0.2)):
+        folder = publish_scores(tmp_path, pool, ranker, precision=precision, error=error)  # type: ignore[arg-type]
+        run = select(folder, tmp_path / f"run-{precision}", "--keep", "10%", *flags)
+        found.append([row["id"] for row in rows_of(run)])
+    assert found[0] == found[1] != []
+    again = manifest_of(tmp_path / "run-bf16")["precision"]
+    assert 20 < again["rescored_rows"] < 250
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_ray_selects_what_this_process_does(
+    tmp_path: Path, scores: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same files to the byte, from tasks that merge three results at a time."""
+    flags = ("--keep", "30%", "--per", "source", "--dedup", "exact", "--max-per-group", "40%")
+    monkeypatch.setattr(pipeline, "FAN_IN", 3)
+    small_chunks(monkeypatch)
+    runs = [select(scores, tmp_path / "ray", *flags)]
+    request.getfixturevalue("here")
+    runs.append(select(scores, tmp_path / "here", *flags))
+    assert manifest_of(runs[0])["groups"] == manifest_of(runs[1])["groups"]
+    data = [[path.read_bytes() for path in sorted(run.glob("data/*"))] for run in runs]
+    assert data[0] == data[1] != []
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_bf16_scores_give_the_fp32_selection_per_group_and_without_copies(
+    tmp_path: Path, pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A boundary for each group; rows that share their content are all scored again."""
+    monkeypatch.setattr("jobs.rescore.SAMPLE_ROWS", 24)
+    ranker = tiny_ranker_dir(tmp_path)
+    arguments = ["--pool", str(pool), "--ranker", str(ranker), "--unit-rows", "64"]
+    flags = ("--keep", "20%", "--per", "source", "--dedup", "exact")
+    runs = []
+    for precision in ("fp32", "bf16"):
+        folder = tmp_path / f"scores-{precision}"
+        out = ["--precision", precision, "--out", str(folder)]
+        assert cli.run_job(score.job, [*arguments, *out]) == 0
+        run = select(folder, tmp_path / precision, *flags)
+        runs.append(([row["id"] for row in rows_of(run)], manifest_of(run)["groups"]))
+    (fp32_ids, fp32_groups), (bf16_ids, bf16_groups) = runs
+    assert fp32_ids == bf16_ids
+    assert [g["quota"] for g in fp32_groups] == [g["quota"] for g in bf16_groups]
+    again = manifest_of(tmp_path / "bf16")["precision"]
+    assert 60 < again["rescored_rows"] < 288
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--per", "nested"), "wanted text or whole numbers"),
+        (("--per", "missing"), "no column 'missing'"),
+        (("--per", "source", "--min-per-group", "50"), "is short"),
+        (("--per", "source", "--max-per-group", "1"), "Raise it, or lower --keep"),
+        (("--per", "response"), "a value has"),
+        (("--max-per-group", "1"), "need --per"),
+    ],
+)
+def test_what_cannot_be_met_is_refused_with_exit_code_2(
+    tmp_path: Path,
+    scores: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[str, ...],
+    says: str,
+) -> None:
+    """And nothing is published."""
+    arguments = ["--scores", str(scores), "--out", str(tmp_path / "o"), "--keep", "10%"]
+    assert cli.run_job(select_rows.job, [*arguments, *flags]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "o/manifest.json").exists()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_results_are_merged_in_a_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last merge, on the driver, sees no more than FAN_IN results; none is lost or doubled."""
+    monkeypatch.setattr(pipeline, "FAN_IN", 4)
+    seen: list[int] = []
+
+    def merge(parts: Any) -> Counter[int]:  # noqa: ANN401
+        held = list(parts)
+        seen.append(len(held))
+        return sum(held, Counter())
+
+    total = pipeline.fold(_one, range(30), merge)
+    assert total == Counter(range(30))
+    assert len(seen) == 1
+    assert seen[0] <= 4
+
+
+def _one(item: int) -> Counter[int]:
+    return Counter([item])
+
+
+def scored_units(path: Path, *, unit_rows: int) -> list[ScoredUnit]:
+    """The units of one file; sidecars are not there."""
+    file = open_one(path)
+    return [
+        ScoredUnit(
+            ordinal=ordinal,
+            unit=Unit(path=file.path, row_start=start, rows=unit_rows, fingerprint=""),
+            file=file,
+            sidecar="",
+        )
+        for ordinal, start in enumerate(range(0, file.rows, unit_rows))
+    ]
+
+
+def told(selected: dict[int, int]) -> Told:
+    return Told(
+        ordinals_M=np.array(list(selected), np.int64),
+        selected_M=np.array(list(selected.values()), np.int64),
+        sources={},
+        by_group_G=np.zeros(1, np.int64),
+        extremes=Extremes([], [], [], []),
+    )
+
+
+def test_output_files_are_of_one_size(tmp_path: Path) -> None:
+    """No small one is left over at the end; units keep their order."""
+    path = write(tmp_path / "a.parquet", texts(4000), groups=[1000] * 4)
+    units = scored_units(path, unit_rows=100)
+    row_bytes = units[0].file.bytes_per_row
+    rows = dict.fromkeys(range(40), int(2.2 * 2**20 / row_bytes / 40))
+    parts = plan_parts(units, told(rows), megabytes=1)
+    assert [len(part.units) for part in parts] == [13, 14, 13]
+    assert [u.ordinal for part in parts for u in part.units] == list(range(40))
+    assert plan_parts(units, told({}), megabytes=1)[0].rows == 0
+
+
+def test_a_row_group_without_selected_rows_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one between two that hold some, within one unit."""
+    path = write(tmp_path / "a.parquet", texts(500), groups=[50] * 10)
+    (unit,) = scored_units(path, unit_rows=500)
+    read: list[int] = []
+    plain = pq.ParquetFile.iter_batches
+
+    def iter_batches(self: pq.ParquetFile, *args: Any, row_groups: list[int], **kw: Any) -> Any:  # noqa: ANN401
+        read.extend(row_groups)
+        return plain(self, *args, row_groups=row_groups, **kw)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    mask_N = np.zeros(500, np.bool_)
+    mask_N[[3, 7, 130, 499]] = True
+
+    class Columns:
+        scores = pa.array(np.arange(500, dtype=np.float32))
+
+    class Marked:
+        def mask(self, _: object) -> np.ndarray:
+            return mask_N
+
+    monkeypatch.setattr(select_write, "columns_of", lambda *_, **__: [Columns()])
+    part = select_write.Part(path="data/x.parquet", units=(unit,), rows=4)
+    select_write.write_part(part, folder=str(tmp_path), cut=Marked(), score_column="s")  # type: ignore[arg-type]
+    assert read == [0, 2, 9]
+    table = pq.read_table(tmp_path / "data/x.parquet")
+    assert table["s"].to_pylist() == [3.0, 7.0, 130.0, 499.0]
+    assert table.drop_columns("s").equals(texts(500).take([3, 7, 130, 499]))
