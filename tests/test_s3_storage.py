@@ -12,6 +12,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import ClientError
 from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs import cli, curate, score, select_rows, train
@@ -164,6 +165,27 @@ def test_a_large_file_is_put_in_parts_that_appear_together(s3_folder: str, proxy
         assert all(file.read(2**20) == block for _ in range(40))
         assert file.read() == b""
     assert proxy.counts["lost_answer"] == 2
+
+
+def test_an_upload_that_the_store_no_longer_knows_is_made_again() -> None:
+    """Some stores answer so when the parts are joined already and the answer was lost."""
+
+    class Forgetful(MemoryFileSystem):  # type: ignore[misc]
+        protocol = "forgetful"
+        calls: ClassVar[list[str]] = []
+
+        def put_file(self, lpath: str, rpath: str, **options: object) -> None:
+            self.calls.append(rpath)
+            if len(self.calls) == 1:
+                cause = ClientError({"Error": {"Code": "NoSuchUpload"}}, "CompleteMultipartUpload")
+                raise FileNotFoundError("no such upload") from cause
+            super().put_file(lpath, rpath, **options)
+
+    fsspec.register_implementation("forgetful", Forgetful, clobber=True)
+    with storage.open_output("forgetful://bucket/a") as file:
+        file.write(b"whole")
+    assert storage.read_bytes("forgetful://bucket/a") == b"whole"
+    assert len(Forgetful.calls) == 2
 
 
 def test_a_file_that_is_replaced_while_it_is_read_is_an_error(s3_folder: str) -> None:
