@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -88,6 +89,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
             stdout=log,
             stderr=log,
             start_new_session=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, before any thread
         )
     try:
         server = S3Server(endpoint=f"http://127.0.0.1:{port}", pid=process.pid)
@@ -97,6 +99,13 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         # A graceful stop takes it half a minute; what it stores survives this one too.
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _die_with_parent() -> None:
+    """Let no server outlive tests that are killed; Linux alone offers it."""
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
 
 
 def command(folder: Path, config: Path, *, port: int, others: list[int]) -> list[str]:
