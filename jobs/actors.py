@@ -176,8 +176,7 @@ def scored_units(
         },
         compute=None if on_gpu else few_tasks(),
         num_cpus=READER_CPUS if on_gpu else SLIVER_READER_CPUS,
-        # As a function, because Ray Data has no parameter of this name.
-        ray_remote_args_fn=lambda: {"max_retries": READER_RETRIES},
+        max_retries=READER_RETRIES,
     )
     return pipeline.stage(
         tokenized,

@@ -8,6 +8,7 @@ access to stores, which travels with it through Ray's object store, and nowhere 
 from __future__ import annotations
 
 import pickle
+import warnings
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,12 @@ def stage(dataset: Dataset, function: Callable[..., Any], **options: Any) -> Dat
 
     It gets one row at a time; `options` are those of `map_batches`.
     """
-    return dataset.map_batches(_with_access(function), batch_size=1, **options)
+    from ray.util.annotations import RayDeprecationWarning  # noqa: PLC0415 - as above
+
+    with warnings.catch_warnings():
+        # Ray Data takes `max_retries` of its tasks in no other way than this one, until 2.64.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return dataset.map_batches(_with_access(function), batch_size=1, **options)
 
 
 def _with_access(function: Callable[..., Any]) -> Callable[..., Any]:
