@@ -103,11 +103,13 @@ def results(dataset: Dataset) -> Iterator[Any]:
     from ray import exceptions as lost  # noqa: PLC0415 - `--help` must not wait for Ray
     from ray.data.exceptions import ExecutionTimeoutError  # noqa: PLC0415 - as above
 
-    from jobs.standstill import ClusterError  # noqa: PLC0415 - as above
+    from jobs.standstill import ClusterError, StandstillError  # noqa: PLC0415 - as above
 
     try:
         for row in dataset.iter_rows():
             yield pickle.loads(row[OBJECT_COLUMN])  # noqa: S301 - as above
+    except StandstillError as error:
+        raise ClusterError(str(error)) from error
     except ExecutionTimeoutError as error:
         minutes = dataset.context.execution_no_progress_timeout_s / 60
         raise ClusterError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import ray
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data.exceptions import ExecutionTimeoutError
 
 from scar_core.errors import RunError
 
@@ -23,8 +24,12 @@ class ClusterError(RunError):
     """The cluster broke under the run: what was done by then is kept."""
 
 
-class StandstillWatch(ExecutionCallback):  # type: ignore[misc] # Ray Data has no types
-    """Raises ClusterError in an execution that gives nothing more since a node was lost.
+class StandstillError(ExecutionTimeoutError):  # type: ignore[misc] # Ray Data has no types
+    """Nothing comes any more since a node was lost; Ray takes it for no bug of its own."""
+
+
+class StandstillWatch(ExecutionCallback):  # type: ignore[misc] # as above
+    """Raises StandstillError in an execution that gives nothing more since a node was lost.
 
     Ray starts a lost node's actors again elsewhere and keeps their tasks for them. Where there is
     no room, these tasks wait for a node that may never come, and the run waits for them.
@@ -56,7 +61,7 @@ class StandstillWatch(ExecutionCallback):  # type: ignore[misc] # Ray Data has n
         if self._lost and still_seconds > max(
             PATIENCE_SECONDS, PATIENCE_RATIO * self._longest_seconds
         ):
-            raise ClusterError(
+            raise StandstillError(
                 f"{self._lost} of the cluster's nodes were lost, and for {still_seconds:.0f} s "
                 f"nothing came from the {len(living)} that are left. Start again when there is "
                 "room: finished work is kept."

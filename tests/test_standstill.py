@@ -12,7 +12,12 @@ from jobs.actors import ActorConfig
 from jobs.score import ScoreConfig
 from jobs.score_plan import Plan
 from jobs.score_stages import ScoredSidecar
-from jobs.standstill import PATIENCE_SECONDS, ClusterError, StandstillWatch
+from jobs.standstill import (
+    PATIENCE_SECONDS,
+    ClusterError,
+    StandstillError,
+    StandstillWatch,
+)
 from scar_core.pool.sidecars import ScoringKey, Sidecar
 from scar_core.pool.units import UnitConfig
 from tests.pools import planned, texts, write
@@ -62,7 +67,7 @@ def test_after_a_loss_a_standstill_ends_the_pass(cluster: Cluster) -> None:
     """Also where another node took the place of the lost one."""
     cluster.nodes = {"a", "c"}
     cluster.pass_time(PATIENCE_SECONDS - 10)
-    with pytest.raises(ClusterError, match="1 of the cluster's nodes were lost"):
+    with pytest.raises(StandstillError, match="1 of the cluster's nodes were lost"):
         cluster.pass_time(20)
 
 
@@ -73,7 +78,7 @@ def test_after_a_loss_a_slow_model_still_has_time_for_its_units(cluster: Cluster
     cluster.pass_time(10)
     cluster.nodes = {"a"}
     cluster.pass_time(300)
-    with pytest.raises(ClusterError):
+    with pytest.raises(StandstillError):
         cluster.pass_time(150)
 
 
