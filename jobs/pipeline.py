@@ -166,8 +166,10 @@ def fold(
         return packed([merge(objects(batch))])
 
     results_left, dataset = len(items), stage(source(items), apply)
+    cpus = MERGE_CPUS
     while results_left > FAN_IN:
-        # Another CPU share than the stage's, or Ray Data makes one task of both, FAN_IN items long.
-        dataset = dataset.map_batches(join, batch_size=FAN_IN, num_cpus=MERGE_CPUS)
-        results_left = -(-results_left // FAN_IN)
+        # Another CPU share than that before, or Ray Data makes one task of both: a stage FAN_IN
+        # items long, or a merge of one result.
+        dataset = dataset.map_batches(join, batch_size=FAN_IN, num_cpus=cpus)
+        results_left, cpus = -(-results_left // FAN_IN), 3 * MERGE_CPUS / 2 - cpus
     return merge(results(dataset))

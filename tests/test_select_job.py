@@ -299,14 +299,11 @@ def test_results_are_merged_in_a_tree(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(len(held))
         return sum(held, Counter())
 
-    total = pipeline.fold(_one, range(30), merge)
+    # Local functions travel by value: workers cannot import tests.
+    total = pipeline.fold(lambda item: Counter([item]), range(30), merge)
     assert total == Counter(range(30))
     assert len(seen) == 1
     assert seen[0] <= 4
-
-
-def _one(item: int) -> Counter[int]:
-    return Counter([item])
 
 
 def scored_units(path: Path, *, unit_rows: int) -> list[ScoredUnit]:
