@@ -6,7 +6,8 @@ run_started         version
 plan_made           files, rows, units, units_done (scored by earlier runs)
 progress            rows_done, rows_total, rows_per_second, tokens_per_second, seconds_left; at most
                     one in ten seconds
-scoring_finished    rows, tokens, seconds: of this run; actor_wait_ratio
+scoring_finished    of this run: rows, tokens, seconds, rows_per_second, tokens_per_second,
+                    computed_per_encoded_token, actor_wait_ratio
 rows_quarantined    reasons: rows of the whole pool by reason; only where there are any
 rows_rescored       rows: scored again in fp32, in one round
 rows_selected       eligible, selected, threshold, files: how many are written

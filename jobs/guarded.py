@@ -78,6 +78,15 @@ class Guarded(NamedTuple):
     """By position, ascending."""
 
 
+class Work(NamedTuple):
+    """What a scorer's encoder has done; zeros where the scorer does not count it."""
+
+    encoded_tokens: int
+    """Real tokens; equal texts that were scored together count once."""
+    computed_tokens: int
+    """Those and padding."""
+
+
 class GuardedScorer:
     """A scorer in a child process, for one caller at a time."""
 
@@ -94,6 +103,8 @@ class GuardedScorer:
         self._load = load
         self._stall_seconds = stall_seconds
         self._child, self._connection = _start(load)
+        self.work = Work(0, 0)
+        """Of the pieces that were scored so far, by all children."""
 
     def score_tokens(self, instructions: TokenRows, responses: TokenRows) -> Guarded:
         """Scores of all rows that can be scored, and what is wrong with the others.
@@ -160,8 +171,9 @@ class GuardedScorer:
         """What the child makes of these texts, or of the known good pair; it is ready after."""
         kind, value = self._ask(texts)
         if kind == "scores":
-            scores_K: NDArray[np.float32] = value
-            return scores_K
+            scores_K, work = value
+            self.work = Work(*(one + more for one, more in zip(self.work, work, strict=True)))
+            return np.asarray(scores_K)
         if kind != "failed":
             self.close()
             self._child, self._connection = _start(self._load)
@@ -250,12 +262,21 @@ def serve(descriptor: int) -> None:
 
 
 def _answer(scorer: TokenScorer, texts: Texts | None) -> tuple[str, Any]:
+    before = _work_of(scorer)
     try:
         if texts is None:
-            return "scores", np.array(scorer.score([GOOD_PAIR]), np.float32)
-        return "scores", scorer.score_tokens(*texts)
+            scores_K = np.array(scorer.score([GOOD_PAIR]), np.float32)
+        else:
+            scores_K = scorer.score_tokens(*texts)
+        after = _work_of(scorer)
+        return "scores", (scores_K, Work(*(b - a for a, b in zip(before, after, strict=True))))
     except Exception as error:  # noqa: BLE001 - whatever a row sets off is that row's message
         return "failed", _told(error)
+
+
+def _work_of(scorer: TokenScorer) -> Work:
+    stats = getattr(scorer, "stats", None)
+    return Work(getattr(stats, "real_tokens", 0), getattr(stats, "computed_tokens", 0))
 
 
 def _watch(connection: Connection, lock: threading.Lock, scorer: TokenScorer, parent: int) -> None:

@@ -43,8 +43,16 @@ if TYPE_CHECKING:
 ROWS_PER_FILE = 200_000
 
 
-def publish_scores(config: ScoreConfig, plan: Plan, sidecars: Sequence[Sidecar]) -> str:
+def publish_scores(
+    config: ScoreConfig,
+    plan: Plan,
+    sidecars: Sequence[Sidecar],
+    *,
+    figures: dict[str, Any] | None = None,
+) -> str:
     """Publish the scores of this pool, unless the newest ones are the very same; their directory.
+
+    `figures` say what the scoring of this run took; None where nothing was scored.
 
     Raises:
         RunError: more is quarantined than may be.
@@ -96,6 +104,7 @@ def publish_scores(config: ScoreConfig, plan: Plan, sidecars: Sequence[Sidecar])
         },
         inputs=[{"kind": "ranker", "fingerprint": plan.key.ranker}, pool],
         counts=counts,
+        scoring=figures,
         quarantine=_write_quarantine(config, plan, sidecars, scores=scores, run=run),
         files=[sidecar_entry(sidecar) for sidecar in sidecars],
         files_below="../..",

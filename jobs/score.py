@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jobs import cli, pipeline
 from jobs.actors import READER_RETRIES, WRITER_CPUS, ActorConfig, few_tasks, scored_units
+from jobs.effort import Effort
 from jobs.events import EventsConfig, recording, tell, tell_published
 from jobs.progress import Progress
 from jobs.publish_scores import publish_scores
@@ -83,8 +84,7 @@ def score(
     tally = Tally(config, plan)
     for sidecar in plan.finished.values():
         tally.add(sidecar)
-    if plan.missing:
-        _score_missing(config, plan, tally, load)
+    figures = _score_missing(config, plan, tally, load) if plan.missing else None
     plan = plan.without(tally.bad_files)
     finished = tally.finished
     lost = [unit for unit in plan.units if unit.id not in finished]
@@ -97,14 +97,15 @@ def score(
         raise RunError(f"no file is left; the first: {plan.bad_files[0].message}")
     # Copies of a file share ids and sidecars; each keeps its own place.
     sidecars = [replace(finished[unit.id], unit=unit) for unit in plan.units]
-    return publish_scores(config, plan, sidecars)
+    return publish_scores(config, plan, sidecars, figures=figures)
 
 
 def _score_missing(
     config: ScoreConfig, plan: Plan, tally: Tally, load: Callable[..., TokenScorer] | None
-) -> None:
+) -> dict[str, Any]:
+    """Score the units that are not; what it took."""
     missing_rows = sum(unit.rows for unit in plan.missing)
-    waiting = Waiting()
+    effort = Effort()
     with cli.connected():
         progress = Progress(total_rows=plan.rows, done_rows=plan.rows - missing_rows)
         for result in _dealt_until_done(config, plan, load):
@@ -112,44 +113,17 @@ def _score_missing(
                 tally.add_file(result)
                 continue
             tally.add(result.sidecar)
-            waiting.add(result)
+            effort.add(result)
             progress.advance(rows=result.sidecar.unit.rows, tokens=result.sidecar.tokens)
         progress.finish()
-    logger.info("actors waited %.1f%% of the time for their next unit", 100 * waiting.ratio)
-    tell(
-        "scoring_finished",
-        rows=progress.new_rows,
-        tokens=progress.new_tokens,
-        seconds=round(progress.seconds, 3),
-        actor_wait_ratio=round(waiting.ratio, 4),
+    figures = effort.figures(progress.seconds)
+    logger.info(
+        "%.3f tokens computed for each real one; actors waited %.1f%% of the time",
+        figures["computed_per_encoded_token"],
+        100 * effort.wait_ratio,
     )
-
-
-@dataclass
-class Waiting:
-    """How actors spent their time after their first unit."""
-
-    waited_seconds: float = 0.0
-    worked_seconds: float = 0.0
-
-    def add(self, result: ScoredSidecar) -> None:
-        """Count one unit, and tell the metrics."""
-        self.waited_seconds += result.waited_seconds
-        self.worked_seconds += result.worked_seconds
-        tell(
-            "unit_scored",
-            level=logging.DEBUG,
-            rows=result.sidecar.unit.rows,
-            tokens=result.sidecar.tokens,
-            quarantined=result.sidecar.quarantined,
-            waited_seconds=result.waited_seconds,
-            worked_seconds=result.worked_seconds,
-        )
-
-    @property
-    def ratio(self) -> float:
-        """Share of the time spent waiting, in [0, 1]."""
-        return self.waited_seconds / max(self.waited_seconds + self.worked_seconds, 1e-9)
+    tell("scoring_finished", **figures)
+    return figures
 
 
 def _dealt_until_done(

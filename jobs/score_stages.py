@@ -35,11 +35,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredSidecar:
-    """A sidecar that was just written, and how long its actor waited and worked for it."""
+    """A sidecar that was just written, and what it took its actor."""
 
     sidecar: Sidecar
     waited_seconds: float
     worked_seconds: float
+    encoded_tokens: int = 0
+    """Real tokens that went through the encoder; 0 where the scorer does not count them."""
+    computed_tokens: int = 0
+    """Those and padding."""
 
 
 def load_scorer(
@@ -68,6 +72,7 @@ class ScoreUnits:
         arrived = time.perf_counter()
         instructions = _token_rows(table, "instruction")
         responses = _token_rows(table, "response")
+        before = self.scorer.work
         scores_K, faults = self.scorer.score_tokens(instructions, responses)
         good_K = np.setdiff1d(np.arange(len(scores_K)), list(faults))
         scored = _with_faults(table, faults, good_K)
@@ -79,9 +84,14 @@ class ScoreUnits:
         ):
             scored = scored.append_column(name, one_row(pa.array(values_K[good_K])))
         waited, self.idle_since = arrived - self.idle_since, time.perf_counter()
-        return scored.append_column("waited_seconds", pa.array([waited])).append_column(
-            "worked_seconds", pa.array([self.idle_since - arrived])
-        )
+        for name, value in (
+            ("waited_seconds", waited),
+            ("worked_seconds", self.idle_since - arrived),
+            ("encoded_tokens", self.scorer.work.encoded_tokens - before.encoded_tokens),
+            ("computed_tokens", self.scorer.work.computed_tokens - before.computed_tokens),
+        ):
+            scored = scored.append_column(name, pa.array([value]))
+        return scored
 
 
 def _with_faults(table: pa.Table, faults: dict[int, Fault], good_K: NDArray[np.int64]) -> pa.Table:
@@ -121,9 +131,9 @@ def write_sidecars(row: pa.Table, *, scores: str, key: ScoringKey) -> dict[str, 
         table=sidecar_table(row, unit),
         messages={number: message for number, message in told if message is not None},
     )
-    waited, worked = (row[f"{name}_seconds"][0].as_py() for name in ("waited", "worked"))
-    result = ScoredSidecar(sidecar=sidecar, waited_seconds=waited, worked_seconds=worked)
-    return pipeline.packed([result])
+    names = ("waited_seconds", "worked_seconds", "encoded_tokens", "computed_tokens")
+    effort = {name: row[name][0].as_py() for name in names}
+    return pipeline.packed([ScoredSidecar(sidecar=sidecar, **effort)])
 
 
 def write_rescored_rows(row: pa.Table, *, scores: str, key_id: str) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def make_report(
         },
         "files": {name: of_scores[f"files_{name}"] for name in ("in", "scored", "quarantined")},
         "threshold": cut.threshold,
+        "scoring": scores.manifest["scoring"],
         "tokens": of_scores["tokens"],
         "cut_tokens": of_scores["cut_tokens"],
         "score_quantiles": dict(quantiles),

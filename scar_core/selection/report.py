@@ -39,8 +39,8 @@ def render(report: dict[str, Any]) -> str:
     """A report as text of at most 100 columns, in the order in which a reader asks.
 
     Args:
-        report: as `report.json` holds it: counts, keep, threshold, score_quantiles, sources,
-            examples, and before where there was a run before.
+        report: as `report.json` holds it: counts, keep, threshold, scoring, score_quantiles,
+            sources, examples, and before where there was a run before.
     """
     parts = [_counts(report), _quantiles(report["score_quantiles"])]
     if "before" in report:
@@ -76,7 +76,18 @@ def _counts(report: dict[str, Any]) -> str:
             )
         )
     lines.append(("tokens", f"{tokens:>12,}   {cut_tokens:,} more cut off ({share:.1%})"))
+    lines += _speed(report["scoring"])
     return "\n".join(f"{name:<28}{value}" for name, value in lines)
+
+
+def _speed(scoring: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """How fast the newest rows were scored; nothing where all were scored before."""
+    if scoring is None:
+        return []
+    told = f"{scoring['rows_per_second']:,.1f} rows/s, "
+    told += f"{scoring['computed_per_encoded_token']:.3f} computed for each real token, "
+    told += f"actors waited {scoring['actor_wait_ratio']:.1%}"
+    return [("tokens/s", f"{scoring['tokens_per_second']:>12,}   {told}")]
 
 
 def _bad_files(report: dict[str, Any]) -> list[tuple[str, str]]:
