@@ -294,7 +294,7 @@ def test_without_a_lease_nothing_is_confirmed(folder: str) -> None:
 def test_curate_ends_with_code_3_before_it_starts_anything(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command line's view of it: no Ray, no scores, no run."""
+    """The command line's view of it: no Ray, no scores, no run; the events tell of the refusal."""
     monkeypatch.setattr(cli, "connected", pytest.fail)
     out = tmp_path / "out"
     argv = ["--pool", str(write_pool(tmp_path / "pool", rows=80, files=2)), "--keep", "10%"]
@@ -304,7 +304,7 @@ def test_curate_ends_with_code_3_before_it_starts_anything(
     told = capsys.readouterr().err
     assert f"held by process {os.getpid()}" in told
     assert "--wait" in told
-    assert [path.name for path in out.iterdir()] == ["lease"]
+    assert sorted(path.name for path in out.iterdir()) == ["events", "lease"]
 
 
 def test_a_curation_that_breaks_releases_its_lease(
