@@ -116,6 +116,9 @@ def publish(
     manifest = {
         "kind": kind,
         "version": MANIFEST_VERSION,
+        # No two are equal: of two runs that publish one directory in the same second one must see
+        # that the other was first.
+        "id": secrets.token_hex(8),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": config,
         "inputs": inputs,

@@ -63,6 +63,7 @@ def test_a_manifest_is_read_as_it_was_published(folder: str) -> None:
     assert list(manifest) == [
         "kind",
         "version",
+        "id",
         "created",
         "config",
         "inputs",
