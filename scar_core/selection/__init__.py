@@ -3,9 +3,8 @@
 order           the key of a row: score, content hash, place
 radix           histograms of key digits; the cut they lead to
 precision       bf16 scores, fp32 near the cut
-keep            what to keep, quantiles, best and worst rows
-drift           whether scores are spread as they were
 keep            what to keep, quantiles
+drift           whether scores are spread as they were
 quotas          what each group contributes, by largest remainder
 labels          a column of the pool as groups, and how many rows each has
 groups          a cut for every group at once
