@@ -148,7 +148,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(start, stop) of all that is read of pool files."""
     found: list[tuple[int, int]] = []
 
-    def open_input(path: str) -> CountingFile:
+    def open_input(path: str, **_: object) -> CountingFile:
         file = CountingFile(path)
         file.spans = found
         return file
@@ -206,7 +206,7 @@ def test_a_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     opened: list[str] = []
     plain = storage.open_input
 
-    def open_input(path: str) -> object:
+    def open_input(path: str, **_: object) -> object:
         opened.append(path)
         return plain(path)
 
