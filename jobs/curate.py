@@ -20,7 +20,7 @@ from scar_core.lease import held
 from scar_core.manifest import MANIFEST_NAME, new_run_id, write_pointer
 from scar_core.selection.labels import check_label_column
 from scar_core.selection.report import render
-from scar_core.store_checks import check_writable
+from scar_core.store_checks import check_readable, check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,6 +71,7 @@ def curate(config: CurateConfig) -> str:
         LeaseError: another run holds the directory.
     """
     out = storage.absolute(config.out)
+    check_readable([out])
     named = open_before(out)
     run = new_run_id(after=named.folder if isinstance(named, Before) else None)
     with recording(config, job="curate", run=run, default=out):
