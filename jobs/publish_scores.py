@@ -58,11 +58,11 @@ def publish_scores(
         RunError: more is quarantined than may be.
         IncompleteError: the counts do not close.
     """
-    quarantined = total_quarantined(sidecars)
+    counts = _counts(plan, sidecars)
     check_losses(
         config,
         rows_in=plan.rows,
-        quarantined_rows=sum(quarantined.values()),
+        quarantined_rows=sum(counts["quarantined"].values()),
         files_in=plan.files_in,
         bad_files=plan.bad_files,
     )
@@ -82,16 +82,6 @@ def publish_scores(
         manifest = read_manifest(newest, kind="scores")
         if (manifest["set"], manifest["key_id"]) == (set_id, plan.key.id):
             return newest
-    counts = {
-        "rows_in": plan.rows,
-        "scored": sum(sidecar.scored for sidecar in sidecars),
-        "quarantined": quarantined,
-        "files_in": plan.files_in,
-        "files_scored": len(plan.files),
-        "files_quarantined": count_reasons(plan.bad_files),
-        "tokens": sum(sidecar.tokens for sidecar in sidecars),
-        "cut_tokens": sum(sidecar.cut_tokens for sidecar in sidecars),
-    }
     publish(
         folder,
         kind="scores",
@@ -114,6 +104,20 @@ def publish_scores(
     )
     write_pointer(scores, run, kind="scores")
     return folder
+
+
+def _counts(plan: Plan, sidecars: Sequence[Sidecar]) -> dict[str, Any]:
+    """Rows, files and tokens of a pool, for its manifest."""
+    return {
+        "rows_in": plan.rows,
+        "scored": sum(sidecar.scored for sidecar in sidecars),
+        "quarantined": total_quarantined(sidecars),
+        "files_in": plan.files_in,
+        "files_scored": len(plan.files),
+        "files_quarantined": count_reasons(plan.bad_files),
+        "tokens": sum(sidecar.tokens for sidecar in sidecars),
+        "cut_tokens": sum(sidecar.cut_tokens for sidecar in sidecars),
+    }
 
 
 def _write_quarantine(

@@ -61,6 +61,7 @@ def test_a_whole_cluster_may_take_its_time(cluster: Cluster) -> None:
     cluster.pass_time(10 * PATIENCE_SECONDS)
     cluster.nodes |= {"c"}
     cluster.pass_time(10 * PATIENCE_SECONDS)
+    assert cluster.now >= 20 * PATIENCE_SECONDS, "every step was gone through"
 
 
 def test_after_a_loss_a_standstill_ends_the_pass(cluster: Cluster) -> None:
