@@ -51,8 +51,9 @@ class ActorConfig:
     cpus_per_actor: float = 1.0
     """CPUs, and threads, of one actor that scores on CPUs; an actor with a GPU reserves none."""
     stall_minutes: float | None = None
-    """Give up when nothing has moved for so many minutes, above 0; more than a unit takes. By
-    default 30, or longer, if finding a row that stalls its actor may take longer."""
+    """Give up scoring when nothing has moved for so many minutes, above 0; more than a unit takes.
+    By default 30, or 30 times --batch-timeout-seconds if that is longer: finding a row that stalls
+    its actor takes some 15 of these."""
     batch_timeout_seconds: float = 300.0
     """An actor that finishes no batch for so long is stalled, above 0. The rows that stall it are
     found and quarantined."""

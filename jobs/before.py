@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.compare_stages import ScoredRows
 from scar_core import storage
-from scar_core.errors import InputError
+from scar_core.errors import AccessError, InputError, StoreError
 from scar_core.manifest import MANIFEST_NAME, follow_pointer, read_manifest
 from scar_core.pool.units import Unit
 from scar_core.selection.precision import list_rescored
@@ -47,6 +47,14 @@ class Gone(str):
     """Why the run before cannot be opened, as a sentence."""
 
     __slots__ = ()
+
+
+def named_run(out: str) -> str | None:
+    """The folder of the run that `latest.json` of a curation names, if it names one."""
+    try:
+        return follow_pointer(out)
+    except InputError:  # `open_before` tells
+        return None
 
 
 def open_before(out: str) -> Before | Gone | None:
@@ -161,6 +169,8 @@ def read_quantiles(before: Before) -> dict[str, float]:
     """The score quantiles that its report holds; none where the report is gone."""
     try:
         report = json.loads(storage.read_bytes(storage.join(before.folder, "report.json")))
+    except (AccessError, StoreError):  # the store's fault, not that of the run before
+        raise
     except (OSError, ValueError):
         return {}
     return {name: float(value) for name, value in report.get("score_quantiles", {}).items()}

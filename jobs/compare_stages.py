@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from scar_core.errors import InputError, SchemaError
+from scar_core.errors import AccessError, InputError, SchemaError, StoreError
 from scar_core.selection.drift import histogram
 from scar_core.selection.order import SidecarColumns
 from scar_core.selection.precision import open_columns
@@ -121,6 +121,8 @@ def open_sides(segment: Segment[ScoredRows], cuts: Cuts) -> tuple[Side, Side]:
             # Its own ordinal: of equal rows the place decides, and that may be another now.
             before.append(SidecarColumns(read, ordinal=item.ordinal, where=item.sidecar))
         return Side(before, _masks(before, cuts.before)), after
+    except (AccessError, StoreError):  # the store's fault, not that of the run before
+        raise
     except (pa.ArrowException, OSError, SchemaError) as error:
         raise UnreadableError(str(error)) from error
 

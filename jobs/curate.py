@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobs import cli
-from jobs.before import Before, open_before
+from jobs.before import named_run, open_before
 from jobs.comparison import Against
 from jobs.events import recording, tell, tell_published
 from jobs.score import ScoreConfig, score
@@ -72,8 +72,7 @@ def curate(config: CurateConfig) -> str:
     """
     out = storage.absolute(config.out)
     check_readable([out])
-    named = open_before(out)
-    run = new_run_id(after=named.folder if isinstance(named, Before) else None)
+    run = new_run_id(after=named_run(out))
     with recording(config, job="curate", run=run, default=out):
         report, newest = _curate(config, out, run=f"selected/{run}")
     if newest != f"selected/{run}":
@@ -98,8 +97,7 @@ def _curate(config: CurateConfig, out: str, *, run: str) -> tuple[dict[str, Any]
         against = Against(before=open_before(out), only_new=config.since is not None)
         with cli.connected():
             scores = open_scores(score(scoring, plan))
-            tell_published(scores.folder, kind="scores", counts=scores.manifest["counts"])
-            rescorer = rescorer_of(scores, config)
+            rescorer = rescorer_of(scores, config, ranker=config.ranker)
             folder = storage.join(out, run)
             report = select(scores, config, rescorer, folder=folder, against=against)
         tell_published(folder, kind="selection", counts=report["counts"])

@@ -3,7 +3,8 @@
 A line is one event: `time` (ISO 8601, UTC), `run`, `job` and `event`, then the event's own fields:
 
 run_started         version
-plan_made           files, rows, units, units_done (scored by earlier runs)
+plan_made           files, rows, units, units_done (scored by earlier runs); twice where the run
+                    waited for another one
 progress            rows_done, rows_total, rows_per_second, tokens_per_second, seconds_left; at most
                     one in ten seconds
 scoring_finished    of this run: rows, tokens, seconds, rows_per_second, tokens_per_second,
@@ -75,9 +76,7 @@ def tell(event: str, *, level: int = logging.INFO, **fields: Any) -> None:  # no
 
 
 def tell_published(folder: str, *, kind: str, counts: dict[str, Any]) -> None:
-    """Record that a directory is published, and of scores what is quarantined."""
-    if kind == "scores" and counts["quarantined"]:
-        tell("rows_quarantined", reasons=counts["quarantined"])
+    """Record that this run has published a directory."""
     tell("run_published", kind=kind, folder=folder, counts=counts)
 
 

@@ -10,6 +10,7 @@ than 24 bytes a row, on no driver and in no worker's memory.
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from scar_core.selection.copies import Which
+
+logger = logging.getLogger("scar_curate")
 
 # Rows whose hashes one task holds: some 100 MB while it sorts them.
 CHUNK_ROWS = 1_000_000
@@ -75,7 +78,10 @@ def scratch(folder: str) -> Iterator[str]:
     try:
         yield path
     finally:
-        storage.remove_folder(path)
+        try:
+            storage.remove_folder(path)
+        except OSError as error:  # what is left there harms nobody, and hides no other error
+            logger.warning("%s: could not be removed: %s", path, error)
 
 
 def mark(units: Sequence[ScoredUnit], *, folder: str, which: Which) -> list[ScoredUnit]:

@@ -10,6 +10,8 @@ import numpy as np
 
 from jobs import news_stages as stages
 from jobs.compare_stages import UnreadableError
+from jobs.pipeline import with_access
+from scar_core.errors import ScarError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from jobs.select_write import Part
     from scar_core.pool.changes import Segment
 
-# Content hashes of the run before that one task holds: 32 MB, some copies of it while it sorts.
+# Content hashes of both runs that one task holds: 32 MB, some copies of it while it sorts.
 SHARE_ROWS = 2_000_000
 
 
@@ -78,11 +80,11 @@ def find_new(
     """
     import ray  # noqa: PLC0415
 
-    shares = max(1, math.ceil(selected_before / SHARE_ROWS))
-    split = ray.remote(stages.split_chunk).options(num_returns=shares)
+    shares = max(1, math.ceil((selected_before + cuts.now.selected) / SHARE_ROWS))
+    split = ray.remote(with_access(stages.split_chunk)).options(num_returns=shares)
     found = [split.remote(chunk, cuts=cuts, shares=shares) for chunk in chunks]
     dealt = [[refs] for refs in found] if shares == 1 else found
-    find = ray.remote(stages.find_new)
+    find = ray.remote(with_access(stages.find_new))
     waiting = [find.remote(*(refs[share] for refs in dealt)) for share in range(shares)]
     rows_of = {item.ordinal: item.unit.rows for c in chunks for s in c for item in s.now}
     masks: dict[int, NDArray[np.uint8]] = {}
@@ -104,13 +106,13 @@ def find_new(
 
 
 def _result(reference: Any) -> stages.Found:  # noqa: ANN401 - Ray has no types
-    """What a task gives; a run before that cannot be read without the task's traceback."""
+    """What a task gives; an error of ours as itself, without the task's traceback."""
     import ray  # noqa: PLC0415
 
     try:
         found: stages.Found = ray.get(reference)
-    except UnreadableError as error:
-        raise UnreadableError(str(getattr(error, "cause", error))) from None
+    except ScarError as error:
+        raise getattr(error, "cause", error) from None
     return found
 
 

@@ -71,10 +71,10 @@ def stage(dataset: Dataset, function: Callable[..., Any], **options: Any) -> Dat
     with warnings.catch_warnings():
         # Ray Data takes `max_retries` of its tasks in no other way than this one, until 2.64.
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        return dataset.map_batches(_with_access(function), batch_size=1, **options)
+        return dataset.map_batches(with_access(function), batch_size=1, **options)
 
 
-def _with_access(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_access(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function or class; workers have other variables, and no flags."""
     access = stores.carried()
     if not isinstance(function, type):

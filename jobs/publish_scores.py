@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import cli, pipeline
+from jobs.events import tell, tell_published
 from scar_core import storage
 from scar_core.errors import IncompleteError
 from scar_core.manifest import (
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from scar_core.pool.files import PoolFile
     from scar_core.pool.rows import PairColumns
     from scar_core.pool.sidecars import Sidecar
+
+logger = logging.getLogger("scar_curate")
 
 # Of one file of quarantined rows, and of what a task holds: some 200 bytes each.
 ROWS_PER_FILE = 200_000
@@ -67,7 +71,8 @@ def publish_scores(
         bad_files=plan.bad_files,
     )
     scores = storage.absolute(config.out)
-    run = f"runs/{new_run_id()}"
+    newest = follow_pointer(scores)
+    run = f"runs/{new_run_id(after=newest)}"
     folder = storage.join(scores, run)
     pool = {
         "kind": "pool",
@@ -77,7 +82,8 @@ def publish_scores(
     # Where the files lie, too: a pool that was moved keeps its sidecars, but not this manifest.
     whole = json.dumps([pool["files"], pool["quarantined"], [unit.id for unit in plan.units]])
     set_id = sha256(whole.encode()).hexdigest()
-    newest = follow_pointer(scores)
+    if counts["quarantined"]:
+        tell("rows_quarantined", reasons=counts["quarantined"])
     if newest is not None:
         manifest = read_manifest(newest, kind="scores")
         if (manifest["set"], manifest["key_id"]) == (set_id, plan.key.id):
@@ -90,7 +96,7 @@ def publish_scores(
             "pool": [storage.portable(path, base=folder) for path in config.pool],
             "ranker": portable_ranker(config.ranker, base=folder),
             "out": storage.portable(scores, base=folder),
-            "events": config.events and storage.portable(config.events, base=folder),
+            "events": portable_events(config.events, base=folder),
         },
         inputs=[{"kind": "ranker", "fingerprint": plan.key.ranker}, pool],
         counts=counts,
@@ -102,7 +108,9 @@ def publish_scores(
         key_id=plan.key.id,
         set=set_id,
     )
-    write_pointer(scores, run, kind="scores")
+    tell_published(folder, kind="scores", counts=counts)
+    if (named := write_pointer(scores, run, kind="scores")) != run:
+        logger.warning("%s: latest.json names %s, which was started after this run", scores, named)
     return folder
 
 
@@ -181,6 +189,11 @@ def _write_table(table: pa.Table, *, scores: str, path: str) -> PublishedFile:
     data = sink.getvalue().to_pybytes()
     storage.write_bytes(storage.join(scores, path), data)
     return PublishedFile(path, table.num_rows, len(data), sha256(data).hexdigest())
+
+
+def portable_events(events: str | None, *, base: str) -> str | None:
+    """What --events asked for as a manifest may hold it."""
+    return events if events in (None, "none") else storage.portable(str(events), base=base)
 
 
 def portable_ranker(ranker: str, *, base: str) -> str:

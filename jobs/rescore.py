@@ -95,23 +95,27 @@ class Rescorer:
 
 def score_repeated(
     rescorer: Rescorer, units: Sequence[ScoredUnit], folder: str
-) -> list[ScoredUnit]:
-    """Score again all rows whose content comes several times; the units with these scores.
+) -> tuple[list[ScoredUnit], int]:
+    """Score again all rows whose content comes several times; the units with them, how many now.
 
     Only then is it known which row of a content is its best.
     """
     current = mark(rescorer.refresh(units), folder=folder, which="repeated")
     rows = _find(current, stages.marked_chunk)
-    if rows:
-        logger.info("%s rows share their content", f"{sum(map(len, rows.values())):,}")
-        rescorer.score_again(current, rows)
-    return rescorer.refresh(units)
+    if not rows:
+        return rescorer.refresh(units), 0
+    logger.info("%s rows share their content", f"{sum(map(len, rows.values())):,}")
+    added = rescorer.score_again(current, rows)
+    tell("rows_rescored", rows=added)
+    return rescorer.refresh(units), added
 
 
 def settle(
     rescorer: Rescorer,
     units: Sequence[ScoredUnit],
     judge: Callable[[Sequence[ScoredUnit]], Judged],
+    *,
+    already: int = 0,
 ) -> tuple[list[ScoredUnit], Judged, dict[str, Any]]:
     """Score rows again until those near the boundary all are.
 
@@ -119,6 +123,7 @@ def settle(
         rescorer: scores rows again.
         units: of the pool, scored in bf16; copies marked by effective scores.
         judge: selects by the units' effective scores.
+        already: rows that this run has scored again before.
 
     Returns:
         The units with all that was scored again, what `judge` makes of them, and for the manifest:
@@ -130,7 +135,7 @@ def settle(
     current = rescorer.refresh(units)
     judged = judge(current)
     rows = _find(current, stages.sample_chunk, share=SAMPLE_ROWS / max(judged.eligible, 1))
-    new_rows = 0
+    new_rows = already
     for _ in range(MOST_ROUNDS):
         if rows:
             added = rescorer.score_again(current, rows)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jobs import cli, pipeline
 from jobs.actors import READER_RETRIES, WRITER_CPUS, ActorConfig, few_tasks, scored_units
 from jobs.effort import Effort
-from jobs.events import EventsConfig, recording, tell, tell_published
+from jobs.events import EventsConfig, recording, tell
 from jobs.progress import Progress
 from jobs.publish_scores import publish_scores
 from jobs.score_plan import Plan, make_plan
@@ -140,6 +140,8 @@ def _dealt_until_done(
     bad: dict[str, BadFile] = {}
     while True:
         left = replace(plan.without(bad), finished=dict(finished))
+        if not left.missing:  # copies of a file share what one of them has
+            return
         try:
             for result in _run(config, left, load):
                 if isinstance(result, BadFile):
@@ -211,7 +213,6 @@ def job(argv: Sequence[str]) -> None:
     with recording(config, job="score", run=new_run_id(), default=config.out):
         folder = score(config, make_plan(config))
         counts = read_manifest(folder, kind="scores")["counts"]
-        tell_published(folder, kind="scores", counts=counts)
     for what, scored in (("rows", "scored"), ("files", "files_scored")):
         bad = counts["quarantined" if what == "rows" else "files_quarantined"]
         logger.info(

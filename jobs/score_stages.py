@@ -19,7 +19,7 @@ import pyarrow as pa
 from jobs import pipeline
 from jobs.guarded import GuardedScorer
 from jobs.read_stage import one_row
-from scar_core.errors import IncompleteError
+from scar_core.errors import IncompleteError, ScarError
 from scar_core.pool.rows import SIDECAR_SCHEMA
 from scar_core.pool.sidecars import ScoringKey, Sidecar, write_sidecar
 from scar_core.pool.units import Unit
@@ -64,11 +64,18 @@ class ScoreUnits:
     """Ray's view of a guarded scorer: token ids go, scores come."""
 
     def __init__(self, *, load: Load, stall_seconds: float) -> None:
-        self.scorer = GuardedScorer(load, stall_seconds=stall_seconds)
+        self.fault: ScarError | None = None
+        try:
+            self.scorer = GuardedScorer(load, stall_seconds=stall_seconds)
+        except ScarError as error:
+            # Raised by the first unit: Ray takes what a constructor raises for a dead actor.
+            self.fault = error
         self.idle_since = time.perf_counter()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Score the one unit of a table of one row; rows at fault join those not kept."""
+        if self.fault is not None:
+            raise self.fault
         arrived = time.perf_counter()
         instructions = _token_rows(table, "instruction")
         responses = _token_rows(table, "response")

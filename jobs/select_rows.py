@@ -195,11 +195,15 @@ def _settled(
     """The units, the selection, and how precise their scores are."""
     keep, rule = parse_keep(options.keep), options.group_rule()
     units, rough = scores.units, scores.manifest["key"]["precision"] != "fp32"
+    already = 0
     if options.dedup == "exact":
-        units = score_repeated(rescorer, units, exchange) if rough else units
+        if rough:
+            units, already = score_repeated(rescorer, units, exchange)
         units = mark(units, folder=exchange, which="copies")
     if rough:
-        units, judged, precision = settle(rescorer, units, partial(judge, keep=keep, rule=rule))
+        units, judged, precision = settle(
+            rescorer, units, partial(judge, keep=keep, rule=rule), already=already
+        )
     else:
         judged, precision = judge(units, keep, rule), {"scores": "fp32"}
     if judged.counts.rows != scores.manifest["counts"]["rows_in"]:
@@ -231,8 +235,10 @@ def rescorer_of(scores: Scores, actors: ActorConfig, *, ranker: str | None = Non
     """
     key = scores.manifest["key"]
     named = scores.manifest["config"]["ranker"]
-    place = ranker or storage.locate(named, base=scores.folder)
-    place = place if storage.is_folder(place) else named
+    place = ranker
+    if place is None:
+        there = storage.locate(named, base=scores.folder)
+        place = there if storage.is_folder(there) else named
     if key["precision"] != "fp32":
         from scar_core.ranker.checkpoint import ranker_fingerprint  # noqa: PLC0415 - torch
 

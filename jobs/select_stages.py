@@ -18,6 +18,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from scar_core import storage
 from scar_core.errors import IncompleteError
@@ -294,7 +295,7 @@ def tell_chunk(
         mask_N = masks[columns.ordinal] = cut.mask(columns)
         np.add.at(by_group_G, columns.groups_N[mask_N], 1)
     sources: dict[str, tuple[int, int]] | None = {}
-    having = [scored for scored in chunk if source_column in scored.file.schema.names]
+    having = [scored for scored in chunk if _names_sources(scored, source_column)]
     for scored, labels in labelled(having, source_column):
         sources = merge_sources([sources, _count_sources(labels, masks[scored.ordinal])])
     some = [(ordinal, int(mask.sum())) for ordinal, mask in masks.items() if mask.any()]
@@ -306,6 +307,12 @@ def tell_chunk(
         by_group_G=by_group_G,
         extremes=extremes(columns_of(chunk, groups=groups), cut),
     )
+
+
+def _names_sources(scored: ScoredUnit, column: str) -> bool:
+    """Whether a file tells its rows' source; lists and structs are no names."""
+    schema = scored.file.schema
+    return column in schema.names and not pa.types.is_nested(schema.field(column).type)
 
 
 def _count_sources(labels: Labels, mask_N: NDArray[np.bool_]) -> dict[str, tuple[int, int]]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scar_core import storage, stores
@@ -29,9 +32,18 @@ def check_readable(paths: Iterable[str]) -> None:
 def check_writable(folder: str) -> None:
     """Raise AccessError if nothing can be stored below a folder; a few seconds at most.
 
-    A small hidden file is put there and taken away again. A warning is logged where the store
+    In a store a small hidden file is put there and taken away again. A warning is logged where it
     knows no put that only the first of several can do.
     """
+    if storage.is_local(folder):
+        there = Path(storage.absolute(folder))
+        while not there.exists():
+            there = there.parent
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise AccessError(
+                f"{folder}: nothing can be stored below {there}. Check the path and the "
+                "permissions, or choose another --out."
+            )
     _check(folder, _try_puts)
 
 
@@ -70,6 +82,7 @@ def _try_puts(filesystem: Any, folder: str) -> None:  # noqa: ANN401 - as above
     except (ValueError, NotImplementedError):
         refused = False
     finally:
-        filesystem.rm_file(path)
+        with suppress(OSError):  # a role may have no right to delete, and needs none
+            filesystem.rm_file(path)
     if not refused:
         logger.warning("%s", _NO_CONDITIONAL_PUT)

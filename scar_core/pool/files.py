@@ -169,13 +169,18 @@ def _match(pool: Sequence[str]) -> list[tuple[str, storage.FileInfo]]:
             _check_name(info.path)
             # The same file by a link, or by two arguments.
             same = os.path.realpath(info.path) if storage.is_local(info.path) else info.path
-            found.setdefault(same, []).append((info.path[len(root) :].lstrip("/"), info))
+            found.setdefault(same, []).append((_unsigned(info.path)[len(root) :].lstrip("/"), info))
     # Of several names the longest, whatever the order of the arguments.
     longest = [
         max(names, key=lambda name: (name[0].count("/"), name[0], name[1].path))
         for names in found.values()
     ]
     return _distinct(longest)
+
+
+def _unsigned(path: str) -> str:
+    """A path without what may be a signature: another one, or a manifest, must not show it."""
+    return path.partition("?")[0] if path.startswith(("http://", "https://")) else path
 
 
 def _list(argument: str) -> tuple[list[storage.FileInfo], str]:
@@ -245,7 +250,7 @@ def open_file(info: storage.FileInfo, *, path: str, columns: PairColumns) -> Poo
             "Write it again, or leave it out of --pool."
         ) from error
     check_schema(schema, columns, where=info.path)
-    identity = [info.path.rpartition("/")[2], info.size_bytes, info.stamp]
+    identity = [_unsigned(info.path).rpartition("/")[2], info.size_bytes, info.stamp]
     digest = blake2b(json.dumps(identity).encode(), digest_size=16)
     digest.update(footer)
     return PoolFile(

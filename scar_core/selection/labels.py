@@ -95,6 +95,11 @@ def as_labels(column: pa.ChunkedArray) -> Labels:
     """A column as codes and names; NO_VALUE for nulls, bytes that are no UTF-8 escaped."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    # Arrow's hash tables know no views.
+    if pa.types.is_string_view(column.type):
+        column = column.cast(pa.large_string())
+    elif pa.types.is_binary_view(column.type):
+        column = column.cast(pa.large_binary())
     if pa.types.is_null(column.type):
         return Labels(np.zeros(len(column), np.int32), [NO_VALUE])
     encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
