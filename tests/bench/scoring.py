@@ -102,8 +102,9 @@ def make_models(shape: str, folder: Path, args: argparse.Namespace) -> Setup:
     if shape == "minilm":
         encoder = AutoModel.from_pretrained(minilm)
     else:
+        # Two types, because MiniLM's tokenizer names the second text of a pair so.
         config = RobertaConfig(
-            vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1, pad_token_id=0
+            vocab_size=50_265, max_position_embeddings=514, type_vocab_size=2, pad_token_id=0
         )
         encoder = AutoModel.from_config(config)
     encoder_folder, ranker_folder = str(folder / "encoder"), str(folder / "ranker")
