@@ -77,6 +77,6 @@ def check_score_column(files: Sequence[PoolFile], name: str) -> None:
     for file in files:
         if name in file.schema.names:
             raise SchemaError(
-                f"{file.url}: has a column {name!r} already; selected rows would have two. "
+                f"{file.shown}: has a column {name!r} already; selected rows would have two. "
                 "Pass another name with --score-column."
             )

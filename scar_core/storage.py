@@ -49,6 +49,11 @@ class FileInfo:
     stamp: str
     """The store's etag, else the time of the last change: another stamp, another content."""
 
+    @property
+    def shown(self) -> str:
+        """The path for people: without a password, a token or a signature."""
+        return stores.without_secret(self.path)
+
 
 def is_local(path: str) -> bool:
     """Whether a path lies on this machine's file systems."""

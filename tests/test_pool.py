@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -343,3 +344,16 @@ def test_rows_of_any_type_are_taken() -> None:
     assert taken.schema == table.schema
     rows = table.to_pylist()
     assert taken.to_pylist() == [rows[2], rows[0]]
+
+
+def test_a_signature_is_in_no_error_and_no_name(tmp_path: Path) -> None:
+    """A signed URL is a password for as long as it is valid."""
+    path = write(tmp_path / "a.parquet", texts(2), groups=[2])
+    signed = replace(
+        storage.stat(str(path)), path="https://host/pool/a.parquet?X-Amz-Signature=5ec4e7"
+    )
+    assert signed.shown == "https://host/pool/a.parquet"
+    with pytest.raises(InputError) as caught:
+        open_pool(["memory://user:5ec4e7@host/*.parquet"], COLUMNS)
+    assert "memory://host/*.parquet" in str(caught.value)
+    assert "5ec4e7" not in str(caught.value)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scar_core import storage
+from scar_core import storage, stores
 from scar_core.errors import AccessError, InputError, PoolFileError, SchemaError, StoreError
 from scar_core.pool.rows import PairColumns, check_schema
 
@@ -56,6 +56,11 @@ class PoolFile:
     def url(self) -> str:
         """Where to read it from any machine."""
         return self.info.path
+
+    @property
+    def shown(self) -> str:
+        """The same for people: no secret is in an error."""
+        return self.info.shown
 
     @property
     def rows(self) -> int:
@@ -185,16 +190,17 @@ def _unsigned(path: str) -> str:
 
 def _list(argument: str) -> tuple[list[storage.FileInfo], str]:
     """The files that one argument names, and the folder that their paths start with."""
+    shown = stores.without_secret(argument)
     try:
         infos = storage.list_files(argument, suffixes=SUFFIXES)
         root = storage.static_folder(argument)
     except OSError as error:
         raise InputError(
-            f"--pool {argument}: cannot be listed: {error}. Check the path and the access to it."
+            f"--pool {shown}: cannot be listed: {error}. Check the path and the access to it."
         ) from error
     if not infos:
         raise InputError(
-            f"--pool {argument}: matches no Parquet file. "
+            f"--pool {shown}: matches no Parquet file. "
             "Check the path; quote globs, and name files *.parquet."
         )
     return infos, root
@@ -245,11 +251,11 @@ def open_file(info: storage.FileInfo, *, path: str, columns: PairColumns) -> Poo
         raise
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{info.path}: cannot be read as Parquet ({info.size_bytes:,} bytes): "
+            f"{info.shown}: cannot be read as Parquet ({info.size_bytes:,} bytes): "
             f"{str(error).rstrip('.')}. "
             "Write it again, or leave it out of --pool."
         ) from error
-    check_schema(schema, columns, where=info.path)
+    check_schema(schema, columns, where=info.shown)
     identity = [_unsigned(info.path).rpartition("/")[2], info.size_bytes, info.stamp]
     digest = blake2b(json.dumps(identity).encode(), digest_size=16)
     digest.update(footer)

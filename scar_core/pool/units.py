@@ -167,7 +167,7 @@ def _batches(
                         break
             if read_rows < wanted_rows:
                 raise PoolFileError(
-                    f"{file.url}: row group {index} holds {read_rows:,} rows, its footer says "
+                    f"{file.shown}: row group {index} holds {read_rows:,} rows, its footer says "
                     f"{group.rows:,}. Write the file again."
                 )
             first += group.rows
@@ -197,7 +197,7 @@ def _open_unchanged(file: PoolFile) -> Iterator[pq.ParquetFile]:
         now = storage.stat(file.url)
         if (now.size_bytes, now.stamp) != (file.info.size_bytes, file.info.stamp):
             raise PoolFileError(
-                f"{file.url}: changed since the run was planned: {file.info.size_bytes:,} bytes "
+                f"{file.shown}: changed since the run was planned: {file.info.size_bytes:,} bytes "
                 f"({file.info.stamp}), now {now.size_bytes:,} ({now.stamp}). "
                 "Start again: finished units are kept."
             )
@@ -210,6 +210,6 @@ def _open_unchanged(file: PoolFile) -> Iterator[pq.ParquetFile]:
         raise
     except (pa.ArrowException, OSError) as error:
         raise PoolFileError(
-            f"{file.url}: was readable when the run was planned, now: {error}. "
+            f"{file.shown}: was readable when the run was planned, now: {error}. "
             "Start again: finished units are kept."
         ) from error

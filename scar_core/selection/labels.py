@@ -72,13 +72,13 @@ def check_label_column(files: Iterable[PoolFile], column: str, *, flag: str) -> 
     for file in files:
         if column not in file.schema.names:
             raise SchemaError(
-                f"{file.url}: no column {column!r}; found {', '.join(file.schema.names)}. "
+                f"{file.shown}: no column {column!r}; found {', '.join(file.schema.names)}. "
                 f"Pass another column with {flag}."
             )
         held = file.schema.field(column).type
         if pa.types.is_nested(held) or pa.types.is_floating(held):
             raise SchemaError(
-                f"{file.url}: column {column!r} holds {held}; wanted text or whole numbers. "
+                f"{file.shown}: column {column!r} holds {held}; wanted text or whole numbers. "
                 f"Pass another column with {flag}."
             )
 

@@ -1,6 +1,6 @@
 """Does the pipeline keep up? `jobs.score` against bare Scorers on the same cores, in turns.
 
-    python -m tests.bench.pipeline [--rows 6000] [--rounds 3]
+    python -m tests.bench.pipeline [--rows 4096] [--rounds 3]
 
 A bare Scorer a core scores units that are in memory already; `jobs.score` reads, tokenizes, scores
 and writes the same units with one actor a core. Its rate is that between the first and the last
