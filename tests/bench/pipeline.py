@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
         ranker = make_models("minilm", Path(folder) / "models", args).ranker
+        # Jobs take only rankers whose training has finished.
+        (Path(ranker) / "manifest.json").write_text(json.dumps({"kind": "ranker", "version": 1}))
         for number in range(args.rounds):
             chosen = [pairs[i] for i in order[number * args.rows : (number + 1) * args.rows]]
             place = Path(folder) / str(number)
