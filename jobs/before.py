@@ -49,14 +49,6 @@ class Gone(str):
     __slots__ = ()
 
 
-def named_run(out: str) -> str | None:
-    """The folder of the run that `latest.json` of a curation names, if it names one."""
-    try:
-        return follow_pointer(out)
-    except InputError:  # `open_before` tells
-        return None
-
-
 def open_before(out: str) -> Before | Gone | None:
     """What `latest.json` of a curation names; None where nothing was ever published."""
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobs import cli
-from jobs.before import named_run, open_before
+from jobs.before import open_before
 from jobs.comparison import Against
 from jobs.events import recording, tell, tell_published
 from jobs.score import ScoreConfig, score
@@ -17,7 +17,7 @@ from jobs.scored_pool import check_score_column, open_scores
 from jobs.select_rows import SelectOptions, rescorer_of, select
 from scar_core import storage
 from scar_core.lease import held
-from scar_core.manifest import MANIFEST_NAME, new_run_id, write_pointer
+from scar_core.manifest import MANIFEST_NAME, last_run, new_run_id, write_pointer
 from scar_core.selection.labels import check_label_column
 from scar_core.selection.report import render
 from scar_core.store_checks import check_readable, check_writable
@@ -72,17 +72,15 @@ def curate(config: CurateConfig) -> str:
     """
     out = storage.absolute(config.out)
     check_readable([out])
-    run = new_run_id(after=named_run(out))
+    run = new_run_id()
     with recording(config, job="curate", run=run, default=out):
-        report, newest = _curate(config, out, run=f"selected/{run}")
-    if newest != f"selected/{run}":
-        logger.warning("latest.json names %s, which was started after this run", newest)
+        report, folder = _curate(config, out, run=run)
     print(render(report))  # noqa: T201 - the job's result
-    return storage.join(out, "selected", run)
+    return folder
 
 
 def _curate(config: CurateConfig, out: str, *, run: str) -> tuple[dict[str, Any], str]:
-    """Plan; then, alone on the curation, score, select and publish: report, what is newest now."""
+    """Plan; then, alone on the curation, score, select and publish: the report, and where."""
     scoring = config.score_config()
     if config.scores is not None:  # else the plan looks at the same store
         check_writable(out)
@@ -94,16 +92,30 @@ def _curate(config: CurateConfig, out: str, *, run: str) -> tuple[dict[str, Any]
     with held(lease_folder, lease_seconds=config.lease_seconds, wait=config.wait) as lease:
         if lease.waited:  # what the other run finished meanwhile is not scored again
             plan = make_plan(scoring)
+        name = _last_name(out, run)
         against = Against(before=open_before(out), only_new=config.since is not None)
         with cli.connected():
             scores = open_scores(score(scoring, plan))
             rescorer = rescorer_of(scores, config, ranker=config.ranker)
-            folder = storage.join(out, run)
+            folder = storage.join(out, name)
             report = select(scores, config, rescorer, folder=folder, against=against)
         tell_published(folder, kind="selection", counts=report["counts"])
-        newest = write_pointer(out, run, kind="selection")
+        newest = write_pointer(out, name, kind="selection")
         tell("pointer_written", latest=newest)
-    return report, newest
+    if newest != name:
+        logger.warning("latest.json names %s, which was started after this run", newest)
+    return report, folder
+
+
+def _last_name(out: str, run: str) -> str:
+    """Where the selection goes below a curation: a name that sorts after every run's there is.
+
+    That is the run's own, unless it waited for another one, or a clock was ahead of this one's.
+    """
+    last = last_run(storage.join(out, "selected"))
+    if last is not None and last > run:
+        run = new_run_id(after=last)
+    return f"selected/{run}"
 
 
 def job(argv: Sequence[str]) -> None:

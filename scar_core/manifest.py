@@ -56,6 +56,12 @@ def new_run_id(*, after: str | None = None) -> str:
     return f"{now:{_RUN_TIME}}-{secrets.token_hex(3)}"
 
 
+def last_run(folder: str) -> str | None:
+    """The last of the runs in a folder, published or not: its name; None where there is none."""
+    runs = [name for name in storage.list_folders(folder) if _RUN_ID.fullmatch(name)]
+    return max(runs, default=None)
+
+
 def describe_file(folder: str, path: str, *, rows: int = 0) -> PublishedFile:
     """Size and checksum of a file below a folder, read back from where it is stored."""
     digest, size = sha256(), 0

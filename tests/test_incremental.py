@@ -201,7 +201,11 @@ def test_a_run_before_that_cannot_be_compared_is_said_to_be(home: Path, tmp_path
     assert cli.run_job(curate.job, night(home, tmp_path, "--since", "latest", ranker=1)) == 2
 
     shutil.rmtree(first)
+    # A run of a machine whose clock is ahead; the next one is the newest all the same.
+    ahead = out / "selected/20991231T235959Z-ffffff/data"
+    ahead.mkdir(parents=True)
     after = curate_run(*night(home, tmp_path, ranker=1))
+    assert after.name > ahead.parent.name
     assert "nothing was published there" in before_of(after)["not_comparable"]
     assert str(tmp_path) not in (after / "report.json").read_text()
 
