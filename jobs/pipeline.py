@@ -154,8 +154,9 @@ def fold(
     merge: Callable[[Iterable[Any]], Any],
     **options: Any,  # noqa: ANN401
 ) -> Any:  # noqa: ANN401
-    """What `run` gives, merged in a tree of tasks: a process holds FAN_IN results at most.
+    """What `run` gives, merged in a tree of tasks: a task holds FAN_IN results, the driver one.
 
+    What the driver gets through Ray's object store stays mapped and counts as its memory.
     `merge` takes any number of results, in any order, and gives one of the same kind.
     """
 
@@ -167,7 +168,7 @@ def fold(
 
     results_left, dataset = len(items), stage(source(items), apply)
     cpus = MERGE_CPUS
-    while results_left > FAN_IN:
+    while results_left > 1:
         # Another CPU share than that before, or Ray Data makes one task of both: a stage FAN_IN
         # items long, or a merge of one result.
         dataset = dataset.map_batches(join, batch_size=FAN_IN, num_cpus=cpus)
