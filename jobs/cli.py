@@ -30,6 +30,7 @@ JOBS = {
     "score": "jobs.score",
     "select": "jobs.select_rows",
     "curate": "jobs.curate",
+    "verify": "jobs.verify",
 }
 
 HELP_FIRST = ("help", "config", "print_config")
@@ -40,6 +41,9 @@ LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 
 class JobParser(ArgumentParser):
     """Flags as people type them: --like-this, and several values after one list flag."""
+
+    positional: tuple[str, ...] = ()
+    """Fields that are given by their place, without a flag."""
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - argparse's own types
         """Register one flag; called by jsonargparse for every field of a config."""
@@ -54,10 +58,15 @@ class JobParser(ArgumentParser):
                 name: value for name, value in kwargs.items() if name not in ("type", "action")
             }
             kwargs |= {"action": ActionYesNo(no_prefix="no-")}
+        if names[0].removeprefix("--").replace("-", "_") in self.positional:
+            names = [names[0].removeprefix("--").replace("-", "_")]
+            kwargs.pop("required", None)
         return super().add_argument(*names, **kwargs)
 
 
-def parser_of(config_class: type[Config], *, prog: str, description: str) -> JobParser:
+def parser_of(
+    config_class: type[Config], *, prog: str, description: str, positional: Sequence[str] = ()
+) -> JobParser:
     """The parser whose flags are the fields of a frozen config dataclass.
 
     Each field's docstring is its help. `--config run.yaml` gives the same fields from a file,
@@ -67,6 +76,7 @@ def parser_of(config_class: type[Config], *, prog: str, description: str) -> Job
     parser = JobParser(
         prog=prog, description=description, print_config="--print-config", exit_on_error=True
     )
+    parser.positional = tuple(positional)
     parser.add_argument(
         "--config", action="config", help="YAML file with the same fields; flags override it."
     )
@@ -123,10 +133,15 @@ register_type(
 
 
 def parse(
-    config_class: type[Config], argv: Sequence[str], *, prog: str, description: str
+    config_class: type[Config],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    positional: Sequence[str] = (),
 ) -> Config:
     """The config that the arguments give; exits with code 2 and a sentence where they are wrong."""
-    parser = parser_of(config_class, prog=prog, description=description)
+    parser = parser_of(config_class, prog=prog, description=description, positional=positional)
     values = parser.parse_args(list(argv))
     values.pop("config", None)
     options = values.pop("storage_options", None)

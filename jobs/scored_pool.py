@@ -39,10 +39,8 @@ def open_scores(path: str) -> Scores:
     asked = storage.absolute(path)
     folder = follow_pointer(asked) or asked
     manifest = read_manifest(folder, kind="scores")
-    columns = PairColumns(
-        **{name: manifest["key"][name] for name in PairColumns.__dataclass_fields__}
-    )
-    files = [_open_pool_file(entry, folder, columns) for entry in manifest["inputs"][1]["files"]]
+    columns = columns_of_key(manifest["key"])
+    files = [open_pool_file(entry, folder, columns) for entry in manifest["inputs"][1]["files"]]
     by_path = {file.path: file for file in files}
     below = storage.locate(manifest["files_below"], base=folder)
     units = []
@@ -59,7 +57,17 @@ def open_scores(path: str) -> Scores:
     return Scores(folder=folder, manifest=manifest, columns=columns, files=files, units=units)
 
 
-def _open_pool_file(entry: dict[str, Any], folder: str, columns: PairColumns) -> PoolFile:
+def columns_of_key(key: dict[str, Any]) -> PairColumns:
+    """Where instruction and response are, by the key of a scores manifest."""
+    return PairColumns(**{name: key[name] for name in PairColumns.__dataclass_fields__})
+
+
+def open_pool_file(entry: dict[str, Any], folder: str, columns: PairColumns) -> PoolFile:
+    """A file of the pool that a scores manifest names, its footer read.
+
+    Raises:
+        InputError: it is gone, or has changed since it was scored.
+    """
     url = storage.locate(entry["url"], base=folder)
     try:
         file = open_file(storage.stat(url), path=entry["path"], columns=columns)

@@ -124,7 +124,7 @@ def select(
     """
     check_columns(scores, options)
     with scratch(folder) as exchange:
-        units, judged, precision = _settled(scores, options, rescorer, exchange=exchange)
+        units, judged, precision = settled(scores, options, rescorer, exchange=exchange)
         told: Told = pipeline.fold(
             stages.tell_chunk,
             chunks_of(units),
@@ -189,10 +189,20 @@ def _write(
     return sorted(written, key=lambda entry: str(entry["path"]))
 
 
-def _settled(
+def settled(
     scores: Scores, options: SelectOptions, rescorer: Rescorer, *, exchange: str
 ) -> tuple[list[ScoredUnit], Judged, dict[str, Any]]:
-    """The units, the selection, and how precise their scores are."""
+    """The units, the selection that their scores lead to, and how precise those are.
+
+    Args:
+        scores: what to select from.
+        options: what to keep.
+        rescorer: for bf16 scores.
+        exchange: a folder for what tasks pass on, which the caller removes.
+
+    Raises:
+        IncompleteError: the sidecars hold other rows than the manifest says.
+    """
     keep, rule = parse_keep(options.keep), options.group_rule()
     units, rough = scores.units, scores.manifest["key"]["precision"] != "fp32"
     already = 0

@@ -10,10 +10,13 @@ import secrets
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from scar_core import lease, storage
 from scar_core.errors import IncompleteError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MANIFEST_NAME = "manifest.json"
 POINTER_NAME = "latest.json"
@@ -112,13 +115,7 @@ def publish(
         LeaseLostError: the lease around this run was taken over, or cannot be confirmed.
     """
     check_counts(counts, where=folder)
-    held = next((name for name in _ROWS_HELD.get(kind, ()) if name in counts), None)
-    rows = sum(entry["rows"] for entry in files)
-    if held is not None and rows != counts[held]:
-        raise IncompleteError(
-            f"{folder}: the files hold {rows:,} rows, {held} is {counts[held]:,}. "
-            "Nothing was published."
-        )
+    check_rows_held(kind, counts, files, where=folder)
     manifest = {
         "kind": kind,
         "version": MANIFEST_VERSION,
@@ -174,8 +171,21 @@ def check_counts(counts: dict[str, Any], *, where: str) -> None:
             )
 
 
-def read_manifest(folder: str, *, kind: Kind) -> dict[str, Any]:
-    """The manifest of a published directory.
+def check_rows_held(
+    kind: Kind, counts: dict[str, Any], files: Sequence[dict[str, Any]], *, where: str
+) -> None:
+    """Raise IncompleteError unless files hold as many rows as are counted."""
+    held = next((name for name in _ROWS_HELD.get(kind, ()) if name in counts), None)
+    rows = sum(entry["rows"] for entry in files)
+    if held is not None and rows != counts[held]:
+        raise IncompleteError(
+            f"{where}: the files hold {rows:,} rows, {held} is {counts[held]:,}. "
+            "Nothing was published."
+        )
+
+
+def read_manifest(folder: str, *, kind: Kind | None = None) -> dict[str, Any]:
+    """The manifest of a published directory: of one kind, or of any.
 
     Raises:
         InputError: there is none, it is of another kind, or of a version that is not known.
@@ -185,12 +195,14 @@ def read_manifest(folder: str, *, kind: Kind) -> dict[str, Any]:
     if manifest is None:
         raise InputError(
             f"{folder}: has no {MANIFEST_NAME}, so nothing was published there. "
-            f"Pass the directory of a finished {kind}."
+            f"Pass the directory of a finished {kind or 'run'}."
         )
     found = (manifest.get("kind"), manifest.get("version"))
-    if found != (kind, MANIFEST_VERSION):
+    kinds = get_args(Kind) if kind is None else (kind,)
+    if found[0] not in kinds or found[1] != MANIFEST_VERSION:
+        wanted = " or ".join(map(repr, kinds))
         raise InputError(
-            f"{path}: wanted kind {kind!r}, version {MANIFEST_VERSION}; found {found[0]!r}, "
+            f"{path}: wanted kind {wanted}, version {MANIFEST_VERSION}; found {found[0]!r}, "
             f"version {found[1]!r}."
         )
     return manifest

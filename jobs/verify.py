@@ -1,0 +1,264 @@
+"""Hold a published directory against its manifest: files, checksums, counts, and the selection.
+
+A selection is followed back to its scores and their pool: every sidecar is read again, and the
+selection is made again from them, which must lead to the same rows' number and threshold.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from jobs import cli, pipeline
+from jobs.actors import ActorConfig
+from jobs.find_copies import scratch
+from jobs.rescore import Rescorer
+from jobs.scored_pool import columns_of_key, open_pool_file, open_scores
+from jobs.select_rows import SelectOptions, settled
+from jobs.verify_stages import Listed, Seen, check_chunk, merge_seen
+from scar_core import storage
+from scar_core.errors import IncompleteError, InputError, RunError
+from scar_core.manifest import (
+    check_counts,
+    check_rows_held,
+    follow_pointer,
+    read_manifest,
+)
+from scar_core.store_checks import check_readable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+logger = logging.getLogger("scar_curate")
+
+# What one task reads again.
+CHUNK_BYTES = 256 * 2**20
+CHUNK_FILES = 500
+FAULTS_SHOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Verify a published directory and all that it was made from."""
+
+    run: str
+    """A published directory: a ranker, scores or a selection; of a curation, its newest one."""
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """What was looked at, and what is wrong with it."""
+
+    sound: list[tuple[str, str]] = field(default_factory=list)
+    """(what, what was found)."""
+    faults: list[str] = field(default_factory=list)
+
+    def add(self, what: str, told: str, faults: Sequence[str] = ()) -> None:
+        """One thing that was looked at."""
+        self.faults += sorted(faults)
+        if not faults:
+            self.sound.append((what, told))
+
+
+def open_run(run: str) -> tuple[str, dict[str, Any]]:
+    """A published directory, or the newest one below a directory, and its manifest.
+
+    Raises:
+        InputError: nothing is published there.
+    """
+    asked = storage.absolute(run)
+    check_readable([asked])
+    folder = follow_pointer(asked) or asked
+    return folder, read_manifest(folder)
+
+
+def verify(folder: str, manifest: dict[str, Any]) -> Findings:
+    """Look at a published directory; nothing is mended.
+
+    Raises:
+        StoreError: a store does not answer, so nothing can be said.
+    """
+    findings = Findings()
+    _check_folder(folder, manifest, findings)
+    if manifest["kind"] == "scores":
+        _check_pool(folder, manifest, findings)
+    if manifest["kind"] == "selection":
+        _check_strangers(folder, manifest, findings)
+        _check_selection(folder, manifest, findings)
+    return findings
+
+
+def _check_folder(folder: str, manifest: dict[str, Any], findings: Findings) -> None:
+    """Counts that close, and files as they were written."""
+    kind, counts, files = manifest["kind"], manifest["counts"], manifest["files"]
+    try:
+        check_counts(counts, where=folder)
+        check_rows_held(kind, counts, files, where=folder)
+    except IncompleteError as error:
+        findings.add(f"{kind}: counts", "", [str(error)])
+    else:
+        findings.add(f"{kind}: counts", "close")
+    seen: Seen = pipeline.fold(check_chunk, list(_chunks(_listed(folder, manifest))), merge_seen)
+    told = f"{seen.files:,} as published, {seen.bytes:,} bytes"
+    findings.add(f"{kind}: files", told, seen.faults)
+    threshold = manifest.get("threshold")
+    if seen.lowest is not None and threshold is not None and seen.lowest < float(threshold):
+        told = f"{folder}: holds a row of score {seen.lowest}, below the threshold {threshold}."
+        findings.add(f"{kind}: lowest score", "", [told])
+
+
+def _check_strangers(folder: str, manifest: dict[str, Any], findings: Findings) -> None:
+    """Files among the selected rows that no run wrote: who reads the folder reads them too."""
+    listed = {entry["path"] for entry in manifest["files"]}
+    root = storage.join(folder, "data")
+    there = [info.path for info in storage.list_files(root)] if storage.is_folder(root) else []
+    strangers = [path for path in there if path.removeprefix(f"{folder}/") not in listed]
+    if strangers:
+        told = [f"{path}: is in no manifest." for path in strangers]
+        findings.add("selection: files", "", told)
+
+
+def _listed(folder: str, manifest: dict[str, Any]) -> Iterator[Listed]:
+    below = storage.locate(manifest.get("files_below", "."), base=folder)
+    score_column = manifest["config"].get("score_column")
+    for entry in (*manifest["files"], *manifest.get("quarantine", ())):
+        yield Listed(
+            folder=below,
+            path=entry["path"],
+            rows=entry["rows"],
+            bytes=entry["bytes"],
+            sha256=entry["sha256"],
+            score_column=score_column if entry["path"].startswith("data/") else None,
+        )
+
+
+def _chunks(files: Iterator[Listed]) -> Iterator[list[Listed]]:
+    chunk: list[Listed] = []
+    for file in files:
+        if len(chunk) == CHUNK_FILES or sum(held.bytes for held in chunk) >= CHUNK_BYTES:
+            yield chunk
+            chunk = []
+        chunk.append(file)
+    yield chunk
+
+
+def _check_pool(folder: str, manifest: dict[str, Any], findings: Findings) -> None:
+    """The pool that was scored, by its files' fingerprints."""
+    columns = columns_of_key(manifest["key"])
+    entries = manifest["inputs"][1]["files"]
+    faults = []
+    for entry in entries:
+        try:
+            open_pool_file(entry, folder, columns)
+        except InputError as error:
+            faults.append(str(error))
+    findings.add("pool", f"{len(entries):,} files, as they were when scored", faults)
+
+
+def _check_selection(folder: str, manifest: dict[str, Any], findings: Findings) -> None:
+    """The scores that were selected from, their pool, and the selection made again."""
+    given = manifest["inputs"][0]
+    place = storage.locate(given["manifest"], base=folder)
+    scores_folder = place.rpartition("/")[0]
+    try:
+        scores = read_manifest(scores_folder, kind="scores")
+    except InputError as error:
+        findings.add("scores", "", [str(error)])
+        return
+    if sha256(storage.read_bytes(place)).hexdigest() != given["sha256"]:
+        findings.add("scores", "", [f"{place}: is not the one that was selected from."])
+    faults = len(findings.faults)
+    _check_folder(scores_folder, scores, findings)
+    _check_pool(scores_folder, scores, findings)
+    if len(findings.faults) > faults:
+        logger.info("the selection is not made again: its scores or its pool are not as they were")
+        return
+    _select_again(folder, manifest, scores_folder, findings)
+
+
+def _select_again(
+    folder: str, manifest: dict[str, Any], scores_folder: str, findings: Findings
+) -> None:
+    names = SelectOptions.__dataclass_fields__
+    options = SelectOptions(**{name: manifest["config"][name] for name in names})
+    scores = open_scores(scores_folder)
+    rescorer = Done(
+        scores=storage.locate(scores.manifest["files_below"], base=scores_folder),
+        key_id=scores.manifest["key_id"],
+        ranker="",
+        columns=scores.columns,
+        max_tokens=scores.manifest["key"]["max_tokens"],
+        actors=ActorConfig(),
+    )
+    passing_on = scratch(folder) if options.dedup == "exact" else nullcontext(folder)
+    try:
+        with passing_on as exchange:
+            _, judged, _ = settled(scores, options, rescorer, exchange=exchange)
+    except (IncompleteError, InputError, MissingError) as error:
+        findings.add("selection", "", [str(error)])
+        return
+    found: dict[str, Any] = {"selected": judged.cut.selected, "threshold": judged.cut.threshold}
+    published = {
+        "selected": manifest["counts"]["selected"],
+        "threshold": None if manifest["threshold"] is None else float(manifest["threshold"]),
+    }
+    for share, entry in zip(judged.shares, manifest.get("groups", ()), strict=True):
+        found[share.group] = (share.quota, share.threshold)
+        published[entry["group"]] = (entry["quota"], entry["threshold"])
+    faults = [
+        f"{folder}: by the sidecars {name} is {value}, the manifest says {published.get(name)}."
+        for name, value in found.items()
+        if value != published.get(name)
+    ]
+    told = f"{judged.cut.selected:,} rows, threshold {judged.cut.threshold}: as by the sidecars"
+    findings.add("selection", told, faults)
+
+
+class MissingError(RunError):
+    """A score that decided a selection is not there any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done(Rescorer):
+    """Rows that were scored again in fp32, and no others: a verification scores nothing."""
+
+    def score_again(self, units: Sequence[Any], rows: dict[int, Any]) -> int:
+        """Refuse.
+
+        Raises:
+            MissingError: always.
+        """
+        missing = sum(map(len, rows.values()))
+        raise MissingError(
+            f"{self.scores}: {missing:,} rows near the threshold have no fp32 score, of "
+            f"{len(units):,} units. Select again: it scores them."
+        )
+
+
+def job(argv: Sequence[str]) -> None:
+    """Parse, look, and say what was found."""
+    config = cli.parse(
+        VerifyConfig, argv, prog="jobs.verify", description=__doc__ or "", positional=("run",)
+    )
+    folder, manifest = open_run(config.run)
+    with cli.connected():
+        findings = verify(folder, manifest)
+    for what, told in findings.sound:
+        print(f"ok     {what:<20} {told}")  # noqa: T201 - the job's result
+    for fault in findings.faults[:FAULTS_SHOWN]:
+        print(f"FAULT  {fault}")  # noqa: T201 - the job's result
+    if findings.faults:
+        more = len(findings.faults) - FAULTS_SHOWN
+        also = f", {more:,} of them not shown" if more > 0 else ""
+        raise RunError(
+            f"{config.run}: {len(findings.faults):,} faults{also}. Bring the files back as they "
+            "were, or run the job again: into a new directory, nothing is overwritten."
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_job(job))

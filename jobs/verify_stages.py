@@ -1,0 +1,94 @@
+"""What runs on the workers of a verification: files, read again and held against a manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import TYPE_CHECKING
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from scar_core import storage
+from scar_core.manifest import describe_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A file that a manifest vouches for."""
+
+    folder: str
+    path: str
+    """Relative to the folder."""
+    rows: int
+    bytes: int
+    sha256: str
+    score_column: str | None = None
+    """Of selected rows: where their scores are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What was found of some files."""
+
+    files: int = 0
+    """That are as published."""
+    bytes: int = 0
+    lowest: float | None = None
+    """The lowest score of selected rows; None where there are none."""
+    faults: list[str] = field(default_factory=list)
+    """What is wrong, a sentence each."""
+
+    def __add__(self, other: Seen) -> Seen:
+        """Of both."""
+        lowest = [seen.lowest for seen in (self, other) if seen.lowest is not None]
+        return Seen(
+            files=self.files + other.files,
+            bytes=self.bytes + other.bytes,
+            lowest=min(lowest, default=None),
+            faults=self.faults + other.faults,
+        )
+
+
+def check_chunk(chunk: Sequence[Listed]) -> Seen:
+    """Read some files again."""
+    return merge_seen(_check(listed) for listed in chunk)
+
+
+def merge_seen(parts: Iterable[Seen]) -> Seen:
+    """What was found of all files."""
+    return reduce(Seen.__add__, parts, Seen())
+
+
+def _check(listed: Listed) -> Seen:
+    url = storage.join(listed.folder, listed.path)
+    try:
+        found = describe_file(listed.folder, listed.path, rows=listed.rows)
+    except FileNotFoundError:
+        return Seen(faults=[f"{url}: is missing."])
+    if found.bytes != listed.bytes:
+        told = f"{url}: holds {found.bytes:,} bytes, the manifest says {listed.bytes:,}."
+        return Seen(faults=[told])
+    if found.sha256 != listed.sha256:
+        told = f"{url}: has sha256 {found.sha256}, the manifest says {listed.sha256}."
+        return Seen(faults=[told])
+    if not listed.path.endswith(".parquet"):
+        return Seen(files=1, bytes=found.bytes)
+    with storage.open_input(url) as opened, pq.ParquetFile(opened) as file:
+        rows = file.metadata.num_rows
+        if rows != listed.rows:
+            return Seen(faults=[f"{url}: holds {rows:,} rows, the manifest says {listed.rows:,}."])
+        lowest = None if listed.score_column is None else _lowest(file, listed.score_column)
+    return Seen(files=1, bytes=found.bytes, lowest=lowest)
+
+
+def _lowest(file: pq.ParquetFile, column: str) -> float | None:
+    lowest: list[float] = [
+        pc.min(batch.column(0)).as_py()
+        for batch in file.iter_batches(columns=[column])
+        if batch.num_rows
+    ]
+    return min(lowest, default=None)
