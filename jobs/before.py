@@ -1,4 +1,4 @@
-"""The run that `latest.json` named when this one started, and whether it can be compared."""
+"""The run that `latest.json` named when this one started, and what it said of itself."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from jobs.compare_stages import ScoredRows
+import numpy as np
+
 from scar_core import storage
 from scar_core.errors import AccessError, InputError, StoreError
 from scar_core.manifest import MANIFEST_NAME, follow_pointer, read_manifest
-from scar_core.pool.units import Unit
-from scar_core.selection.precision import list_rescored
-from scar_core.selection.radix import Cut
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from numpy.typing import NDArray
+
+SPREAD_NAME = "spread.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,22 +25,56 @@ class Before:
 
     folder: str
     manifest: dict[str, Any]
-    scores_folder: str
-    """Of the scores that it was made from."""
-    cut: Cut
 
     @property
     def selected(self) -> int:
         """Rows of the selection."""
         return int(self.manifest["counts"]["selected"])
 
+    @property
+    def picked(self) -> list[dict[str, Any]]:
+        """The files that list its rows, as its manifest has them, in (path, row) order."""
+        return list(self.manifest.get("picked", ()))
+
+    @property
+    def urls(self) -> list[str]:
+        """Where they are."""
+        return [storage.join(self.folder, entry["path"]) for entry in self.picked]
+
     def read_scores(self) -> dict[str, Any]:
-        """The manifest of its scores.
+        """The manifest of the scores that it was made from.
 
         Raises:
-            InputError: it is gone, or not the one that the selection was made from.
+            InputError: it is gone, or another one.
         """
-        return _read_scores(self.scores_folder, self.manifest)
+        made_from = self.manifest["inputs"][0]
+        folder = storage.locate(made_from["manifest"], base=self.folder).rpartition("/")[0]
+        scores = read_manifest(folder, kind="scores")
+        data = storage.read_bytes(storage.join(folder, MANIFEST_NAME))
+        if sha256(data).hexdigest() != made_from["sha256"]:
+            raise InputError(
+                f"{folder}: its {MANIFEST_NAME} is not the one that the selection was made from."
+            )
+        return scores
+
+    def read_quantiles(self) -> dict[str, float]:
+        """The score quantiles that its report holds."""
+        report = self._read_json("report.json")
+        return {name: float(value) for name, value in report["score_quantiles"].items()}
+
+    def read_spread(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Edges of a grid, and all its scores there."""
+        spread = self._read_json(SPREAD_NAME)
+        return np.array(spread["edges"], np.float64), np.array(spread["rows"], np.int64)
+
+    def _read_json(self, name: str) -> Any:  # noqa: ANN401 - JSON
+        path = storage.join(self.folder, name)
+        try:
+            return json.loads(storage.read_bytes(path))
+        except (AccessError, StoreError):  # the store's fault, not that of the run before
+            raise
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read: {error}") from error
 
 
 class Gone(str):
@@ -55,19 +89,31 @@ def open_before(out: str) -> Before | Gone | None:
         folder = follow_pointer(out)
         if folder is None:
             return None
-        manifest = read_manifest(folder, kind="selection")
-        cut = _cut_of(manifest, folder)
-        scores = storage.locate(manifest["inputs"][0]["manifest"], base=folder)
-        before = Before(
-            folder=folder,
-            manifest=manifest,
-            scores_folder=scores.rpartition("/")[0],
-            cut=cut,
-        )
-        before.read_scores()
+        before = Before(folder=folder, manifest=read_manifest(folder, kind="selection"))
+        _check_picked(before)
     except InputError as error:
         return Gone(below(out, str(error)))
     return before
+
+
+def _check_picked(before: Before) -> None:
+    """Raise InputError unless the rows that a run selected are listed, and the lists are there."""
+    listed = sum(entry["rows"] for entry in before.picked)
+    if listed != before.selected:
+        raise InputError(
+            f"{before.folder}: its manifest lists {listed:,} of {before.selected:,} selected rows; "
+            "was it published by an older version?"
+        )
+    folder = storage.join(before.folder, "picked")
+    files = storage.list_files(folder) if listed else []
+    there = {info.path.rpartition("/")[2]: info.size_bytes for info in files}
+    for entry in before.picked:
+        name, size = entry["path"].rpartition("/")[2], entry["bytes"]
+        if there.get(name) != size:
+            raise InputError(
+                f"{folder}/{name}: lists rows that the run selected; {size:,} bytes were "
+                f"published, {there.get(name, 0):,} are there. Bring it back as it was."
+            )
 
 
 def below(folder: str, text: str) -> str:
@@ -79,35 +125,9 @@ def check_since(before: Before | Gone | None) -> None:
     """Raise InputError if the rows that are new since the run before cannot be told."""
     if isinstance(before, Gone):
         raise InputError(
-            f"--since latest: the run that latest.json names cannot be opened: {before} "
+            f"--since latest: the run that latest.json names cannot be used: {before} "
             "Run once without --since latest."
         )
-
-
-def _cut_of(manifest: dict[str, Any], folder: str) -> Cut:
-    """What tells the rows that a selection holds."""
-    if manifest["config"].get("dedup", "none") != "none":
-        raise InputError(
-            f"{folder}: leaves out copies of rows, so which rows it selected cannot be told from "
-            "scores alone."
-        )
-    try:
-        return Cut.from_json(manifest["cut"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{folder}: its manifest holds no single cut ({error!r}), so which rows it selected "
-            "cannot be told from scores alone."
-        ) from error
-
-
-def _read_scores(folder: str, manifest: dict[str, Any]) -> dict[str, Any]:
-    scores = read_manifest(folder, kind="scores")
-    data = storage.read_bytes(storage.join(folder, MANIFEST_NAME))
-    if sha256(data).hexdigest() != manifest["inputs"][0]["sha256"]:
-        raise InputError(
-            f"{folder}: its {MANIFEST_NAME} is not the one that the selection was made from."
-        )
-    return scores
 
 
 def other_key(before: dict[str, Any], now: dict[str, Any]) -> str | None:
@@ -121,53 +141,3 @@ def other_key(before: dict[str, Any], now: dict[str, Any]) -> str | None:
         for name in other
     )
     return f"it was scored with another {' and another '.join(told)}"
-
-
-def scored_rows(manifest: dict[str, Any], folder: str) -> list[ScoredRows]:
-    """Where the scores of each unit of a scores manifest lie; pool files are not asked for."""
-    fingerprints = {file["path"]: file["fingerprint"] for file in manifest["inputs"][1]["files"]}
-    below = storage.locate(manifest["files_below"], base=folder)
-    rescored: dict[str, list[str]] = {}
-    if manifest["key"]["precision"] != "fp32":
-        rescored = list_rescored(below, key_id=manifest["key_id"])
-    return [
-        _scored_rows(entry, ordinal, fingerprints[entry["pool_file"]], below, rescored)
-        for ordinal, entry in enumerate(manifest["files"])
-    ]
-
-
-def _scored_rows(
-    entry: dict[str, Any],
-    ordinal: int,
-    fingerprint: str,
-    below: str,
-    rescored: dict[str, list[str]],
-) -> ScoredRows:
-    unit = Unit(
-        path=entry["pool_file"],
-        row_start=entry["row_start"],
-        rows=entry["rows"],
-        fingerprint=fingerprint,
-    )
-    return ScoredRows(
-        ordinal=ordinal,
-        unit=unit,
-        sidecar=storage.join(below, entry["path"]),
-        rescored=tuple(rescored.get(unit.id, ())),
-    )
-
-
-def read_quantiles(before: Before) -> dict[str, float]:
-    """The score quantiles that its report holds; none where the report is gone."""
-    try:
-        report = json.loads(storage.read_bytes(storage.join(before.folder, "report.json")))
-    except (AccessError, StoreError):  # the store's fault, not that of the run before
-        raise
-    except (OSError, ValueError):
-        return {}
-    return {name: float(value) for name, value in report.get("score_quantiles", {}).items()}
-
-
-def fingerprints_of(units: Sequence[ScoredRows]) -> dict[str, str]:
-    """By path the fingerprints of the files that units belong to."""
-    return {item.unit.path: item.unit.fingerprint for item in units}

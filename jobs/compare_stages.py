@@ -1,181 +1,85 @@
-"""What runs on the workers of a comparison of two runs: passes over sidecars, no pool file.
+"""What runs on the workers of a comparison of two runs.
 
-compare_chunk  units of both runs  →  rows that stayed, entered and left; scores on a grid
+meet          what both selected of some rows  →  by file, rows selected before, and now too
+spread_chunk  sidecars of this run             →  their scores on the grid of the run before
 
-Array suffixes: N rows of some units, E edges and B bins of the grid.
+Array suffixes: M selected rows, E edges and B bins of the grid.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
-from functools import cache
+from collections import defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from scar_core.errors import AccessError, InputError, SchemaError, StoreError
-from scar_core.selection.drift import histogram
-from scar_core.selection.order import SidecarColumns
-from scar_core.selection.precision import open_columns
+from jobs.select_stages import columns_of, spread
+from scar_core.errors import AccessError, InputError, StoreError
+from scar_core.selection.picked import read_picked, rows_by_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from scar_core.pool.changes import Fate, Segment
-    from scar_core.pool.units import Unit
-    from scar_core.selection.radix import Cut
+    from jobs.select_stages import ScoredUnit
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredRows:
-    """A unit of a run, and where its scores are."""
+class Meeting:
+    """A file of rows selected before, and what there may be of them now."""
 
-    ordinal: int
-    """Its place in (path, row) order among the units of its run."""
-    unit: Unit
-    sidecar: str
-    """Path or URL, from any machine."""
-    rescored: tuple[str, ...] = ()
-    """Files with rows of it that were scored again in fp32."""
+    before: str
+    now: tuple[str, ...]
+    """Files of rows selected now, among which the same rows are, if they are selected."""
+    same: dict[str, str]
+    """Of pool files that are the same, by path before the path now."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cuts:
-    """What both runs selected."""
+class Met(NamedTuple):
+    """What became of the selected rows of a file."""
 
-    before: Cut
-    now: Cut
-
-
-@dataclass(frozen=True, kw_only=True)
-class Changes:
-    """What became of the rows of some units between two runs."""
-
-    rows: dict[Fate, int] = field(default_factory=dict)
-    """By the fate of their file; those of a changed file as it is now, and `gone` what is not."""
-    gone: int = 0
-    """Rows of files as they are no longer: removed, or changed."""
-    stayed: int = 0
-    """Selected by both runs."""
-    entered: dict[Fate, int] = field(default_factory=dict)
-    """Selected now alone."""
-    left: dict[Fate, int] = field(default_factory=dict)
-    """Selected before alone."""
-    before_B: NDArray[np.int64] | int = 0
-    """Scores of all rows of the run before, on the grid."""
-    now_B: NDArray[np.int64] | int = 0
-    new_B: NDArray[np.int64] | int = 0
-    """Those of files that are new or changed."""
-    unreadable: str = ""
-    """A sidecar of the run before that could not be read; nothing else holds then."""
-
-    def __add__(self, other: Changes) -> Changes:
-        """What became of both groups of rows."""
-        return Changes(
-            rows=_sum(self.rows, other.rows),
-            gone=self.gone + other.gone,
-            stayed=self.stayed + other.stayed,
-            entered=_sum(self.entered, other.entered),
-            left=_sum(self.left, other.left),
-            before_B=self.before_B + other.before_B,
-            now_B=self.now_B + other.now_B,
-            new_B=self.new_B + other.new_B,
-            unreadable=self.unreadable or other.unreadable,
-        )
+    before: int
+    """Selected before."""
+    stayed: int
+    """Selected now too."""
 
 
-def _sum(left: dict[Fate, int], right: dict[Fate, int]) -> dict[Fate, int]:
-    return dict(Counter(left) + Counter(right))
+def read_before(url: str, columns: Sequence[str]) -> pa.Table:
+    """Rows that the run before selected.
 
-
-class Side(NamedTuple):
-    """One run's view of the rows of a segment; empty where its file is not in the run."""
-
-    columns: list[SidecarColumns]
-    """Of one unit after the other."""
-    selected_N: NDArray[np.bool_]
-
-
-class UnreadableError(InputError):
-    """A sidecar of the run before cannot be read."""
-
-
-def selected_mask(columns: SidecarColumns, cut: Cut) -> NDArray[np.bool_]:
-    """[N] what a run selected of a unit: the one place that knows how a run selects."""
-    return cut.mask(columns)
-
-
-def open_sides(segment: Segment[ScoredRows], cuts: Cuts) -> tuple[Side, Side]:
-    """Both views; a sidecar that both share is read once."""
-    now = [_open(item) for item in segment.now]
-    opened = {item.sidecar: columns for item, columns in zip(segment.now, now, strict=True)}
-    after = Side(now, _masks(now, cuts.now))
+    Raises:
+        InputError: they cannot be read.
+    """
     try:
-        before = []
-        for item in segment.before:
-            read = opened[item.sidecar].read if item.sidecar in opened else _open(item).read
-            # Its own ordinal: of equal rows the place decides, and that may be another now.
-            before.append(SidecarColumns(read, ordinal=item.ordinal, where=item.sidecar))
-        return Side(before, _masks(before, cuts.before)), after
+        return read_picked(url, columns)
     except (AccessError, StoreError):  # the store's fault, not that of the run before
         raise
-    except (pa.ArrowException, OSError, SchemaError) as error:
-        raise UnreadableError(str(error)) from error
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{url}: cannot be read: {error}") from error
 
 
-def _open(item: ScoredRows) -> SidecarColumns:
-    columns = open_columns(item.sidecar, ordinal=item.ordinal, rescored=item.rescored)
-    return SidecarColumns(cache(columns.read), ordinal=item.ordinal, where=item.sidecar)
+def meet(meeting: Meeting) -> dict[str, Met]:
+    """What became of the rows, by path before."""
+    now: dict[str, list[NDArray[np.int64]]] = defaultdict(list)
+    for url in meeting.now:
+        for path, rows_M in rows_by_path(read_picked(url, ["path", "row"])):
+            now[path].append(rows_M)
+    met = {}
+    for path, rows_M in rows_by_path(read_before(meeting.before, ["path", "row"])):
+        there = now.get(meeting.same.get(path, ""), [])
+        stayed = sum(np.isin(rows_M, some, assume_unique=True).sum() for some in there)
+        met[path] = Met(len(rows_M), int(stayed))
+    return met
 
 
-def _masks(columns: Sequence[SidecarColumns], cut: Cut) -> NDArray[np.bool_]:
-    parts = [selected_mask(of_unit, cut) for of_unit in columns]
-    return np.concatenate([np.zeros(0, np.bool_), *parts])
-
-
-def compare_chunk(
-    chunk: Sequence[Segment[ScoredRows]], *, cuts: Cuts, edges_E: NDArray[np.float64]
-) -> Changes:
-    """What became of the rows of some segments."""
-    total = Changes()
-    for segment in chunk:
-        try:
-            total += _compare(segment, cuts, edges_E)
-        except UnreadableError as error:
-            return Changes(unreadable=str(error))
-    return total
-
-
-def _compare(segment: Segment[ScoredRows], cuts: Cuts, edges_E: NDArray[np.float64]) -> Changes:
-    before, now = open_sides(segment, cuts)
-    now_B = _on_grid(now, edges_E)
-    fate = segment.fate
-    # The same rows under one scoring key have the same scores.
-    before_B = now_B if fate == "same" else _on_grid(before, edges_E)
-    if fate == "same":
-        both_N = before.selected_N & now.selected_N
-        stayed = int(both_N.sum())
-    else:
-        stayed = 0
-    return Changes(
-        rows={fate: len(now.selected_N)},
-        gone=0 if fate == "same" else len(before.selected_N),
-        stayed=stayed,
-        entered={fate: int(now.selected_N.sum()) - stayed},
-        left={fate: int(before.selected_N.sum()) - stayed},
-        before_B=before_B,
-        now_B=now_B,
-        new_B=now_B if fate in ("new", "changed") else 0 * now_B,
-    )
-
-
-def _on_grid(side: Side, edges_E: NDArray[np.float64]) -> NDArray[np.int64]:
-    counts_B = np.zeros(len(edges_E) + 1, np.int64)
-    for columns in side.columns:
-        scores_N = columns.scores.to_numpy(zero_copy_only=False)
-        counts_B += histogram(scores_N[columns.eligible_N], edges_E)
-    return counts_B
+def spread_chunk(
+    chunk: Sequence[tuple[ScoredUnit, bool]], *, edges_E: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """[2, B] scores of units of files that are the same, and of those that are not."""
+    counts_2B = np.zeros((2, len(edges_E) + 1), np.int64)
+    for (_, fresh), columns in zip(chunk, columns_of(unit for unit, _ in chunk), strict=True):
+        counts_2B[int(fresh)] += spread(columns, edges_E)
+    return counts_2B

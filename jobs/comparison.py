@@ -1,245 +1,91 @@
-"""This run against the one before: rows that entered and left, drift, rows that are new.
+"""This run against the one before: rows that entered and left the selection, drift of the scores.
 
-Which rows a run selected follows from its cut and its sidecars, so two runs are compared by passes
-over sidecars in tasks; no row is held by the driver. By place a row entered or left if it is
-selected in one run alone, where a place is a row of a file with one fingerprint. By content a row
-is new if no row of the same instruction and response was selected before, wherever it lay.
+What each selected is read from where it listed its rows, whatever its policy was and whatever was
+scored again since. A row entered or left if it is selected in one run alone, where a row is a
+place: a row of a file with one fingerprint. No row is held by the driver.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import sys
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from functools import reduce
-from hashlib import sha256
 from operator import add
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from jobs import compare_stages as stages
 from jobs import pipeline
-from jobs.before import (
-    Before,
-    Gone,
-    below,
-    check_since,
-    fingerprints_of,
-    other_key,
-    read_quantiles,
-    scored_rows,
-)
-from jobs.compare_stages import Changes, Cuts, ScoredRows, UnreadableError
-from jobs.news import News, find_new
-from jobs.passes import CHUNK_ROWS
-from scar_core import storage
-from scar_core.errors import IncompleteError, InputError
-from scar_core.manifest import MANIFEST_NAME
-from scar_core.pool.changes import FileChanges, Segment, match_files, segments
-from scar_core.selection.drift import drift, grid
-from scar_core.selection.radix import Cut
+from jobs.before import Before, Gone, below, other_key
+from jobs.compare_stages import Meeting
+from jobs.passes import chunks_of
+from scar_core.errors import InputError
+from scar_core.pool.changes import FileChanges, match_files
+from scar_core.selection.drift import drift
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from jobs.passes import Judged
+    from numpy.typing import NDArray
+
     from jobs.scored_pool import Scores
     from jobs.select_stages import ScoredUnit
     from scar_core.pool.changes import Fate
-    from scar_core.selection.groups import GroupCuts
-
-
-@dataclass(frozen=True, kw_only=True)
-class Against:
-    """What to hold a selection against."""
-
-    before: Before | Gone | None = None
-    """The run that `latest.json` named; None where nothing was published before."""
-    only_new: bool = False
-    """Whether only rows that are new, by content, are written."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be told."""
-        if self.only_new:
-            check_since(self.before)
+    from scar_core.selection.picked import Picked
 
 
 def compare(
-    against: Against,
+    before: Before | Gone | None,
     scores: Scores,
     units: Sequence[ScoredUnit],
-    judged: Judged,
-    *,
-    folder: str,
-) -> News:
-    """Hold a selection against the run before.
+    picked: Sequence[Picked],
+) -> dict[str, Any]:
+    """Hold a selection against the run before; for report.json.
 
-    A run before that cannot be compared is said so in the report; it is no error, unless rows
-    are to be left out because of it.
+    A run before that cannot be compared is said so; it is no error.
 
     Args:
-        against: the run before, and whether rows are left out.
+        before: the run that `latest.json` named; None where nothing was published before.
         scores: that were selected from.
         units: of them, with what was scored again.
-        judged: the selection.
-        folder: of this run.
-
-    Raises:
-        InputError: rows are to be left out, and what was selected before cannot be read.
-        IncompleteError: rows are missing in the comparison.
+        picked: the selection.
     """
-    before, cut = against.before, judged.cut
-    if isinstance(before, Gone):
-        return News(report={"before": {"not_comparable": str(before)}})
     if before is None:
-        return _without_before(_now(units), _plain(cut)) if against.only_new else News()
-    named = _named(before)
-    if not isinstance(cut, Cut) or any(scored.marks for scored in units):
-        apart = "this run keeps rows per group, or leaves out copies; only plain ones are compared"
-        return News(report={"before": {**named, "not_comparable": apart}})
+        return {}
+    if isinstance(before, Gone):
+        return {"before": {"not_comparable": str(before)}}
     try:
-        news = _hold_against(
-            before, only_new=against.only_new, scores=scores, units=units, judged=judged, cut=cut
-        )
+        there = before.read_scores()
+        reason = other_key(there["key"], scores.manifest["key"])
+        told = {"not_comparable": reason} if reason else _tell(before, there, scores, units, picked)
     except InputError as error:
-        if against.only_new:
-            raise
         out = before.folder.rsplit("/", 2)[0]
-        return News(report={"before": {**named, "not_comparable": below(out, str(error))}})
-    return replace(
-        news,
-        report={"before": {**named, **news.report}},
-        inputs=[] if news.wanted is None else [_input(before, folder)],
-    )
+        told = {"not_comparable": below(out, str(error))}
+    return {"before": {**_named(before), **told}}
 
 
-def _hold_against(
+def _tell(
     before: Before,
-    *,
-    only_new: bool,
+    there: dict[str, Any],
     scores: Scores,
     units: Sequence[ScoredUnit],
-    judged: Judged,
-    cut: Cut,
-) -> News:
-    """What became of the run before; its report is that part alone.
-
-    Raises:
-        InputError: what was selected before cannot be read.
-        IncompleteError: rows are missing in the comparison.
-    """
-    manifest = before.read_scores()
-    reason = other_key(manifest["key"], scores.manifest["key"])
-    old = scored_rows(manifest, before.scores_folder)
-    pair = Pair.of(old, _now(units), Cuts(before=before.cut, now=cut), paired=reason is None)
-    told = {"not_comparable": reason} if reason else _tell(pair, before, judged)
-    wanted = None
-    if only_new:
-        wanted = find_new(pair.chunks, pair.cuts, selected_before=before.selected)
-    return News(report=told, wanted=wanted)
-
-
-def _plain(cut: Cut | GroupCuts) -> Cut:
-    """The cut of a run that may leave out known rows: such runs keep no groups."""
-    assert isinstance(cut, Cut)  # noqa: S101 - the config refuses both together
-    return cut
-
-
-def _without_before(now: Sequence[ScoredRows], cut: Cut) -> News:
-    """Every selected row is new."""
-    nothing = Cut(selected=0, digits=())
-    pair = Pair.of([], now, Cuts(before=nothing, now=cut), paired=False)
-    return News(wanted=find_new(pair.chunks, pair.cuts, selected_before=0))
-
-
-def _now(units: Sequence[ScoredUnit]) -> list[ScoredRows]:
-    return [
-        ScoredRows(ordinal=u.ordinal, unit=u.unit, sidecar=u.sidecar, rescored=u.rescored)
-        for u in units
-    ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Two runs over one growing pool."""
-
-    files: FileChanges
-    chunks: list[list[Segment[ScoredRows]]]
-    """All units of both, in shares for tasks."""
-    cuts: Cuts
-
-    @classmethod
-    def of(
-        cls,
-        before: Sequence[ScoredRows],
-        now: Sequence[ScoredRows],
-        cuts: Cuts,
-        *,
-        paired: bool,
-    ) -> Pair:
-        """Match two runs; not `paired`, no row of one is taken to be a row of the other."""
-        there = fingerprints_of(before) if paired else {}
-        files = match_files(there, fingerprints_of(now))
-        return cls(files=files, chunks=list(_chunks(segments(files, before, now))), cuts=cuts)
-
-
-def _chunks(items: Iterator[Segment[ScoredRows]]) -> Iterator[list[Segment[ScoredRows]]]:
-    chunk: list[Segment[ScoredRows]] = []
-    held = 0
-    for item in items:
-        chunk.append(item)
-        held += item.rows
-        if held >= CHUNK_ROWS:
-            yield chunk
-            chunk, held = [], 0
-    if chunk:
-        yield chunk
-
-
-def _tell(pair: Pair, before: Before, judged: Judged) -> dict[str, Any]:
+    picked: Sequence[Picked],
+) -> dict[str, Any]:
     """What became of files, rows, selection and scores.
 
     Raises:
-        InputError: the run before cannot be read, or its selection cannot be found again.
-        IncompleteError: the selection of this run is not what the comparison sees.
+        InputError: what the run before said of itself cannot be read.
     """
-    edges_E = grid(judged.quantiles)
-    changes = reduce(
-        add,
-        pipeline.run(stages.compare_chunk, pair.chunks, cuts=pair.cuts, edges_E=edges_E),
-        Changes(),
-    )
-    if changes.unreadable:
-        raise UnreadableError(changes.unreadable)
-    found_before = changes.stayed + sum(changes.left.values())
-    found_now = changes.stayed + sum(changes.entered.values())
-    if found_now != judged.cut.selected:
-        raise IncompleteError(
-            f"{judged.cut.selected:,} rows are selected, the comparison with the run "
-            f"before sees {found_now:,}. Select again when no other job writes there."
-        )
-    if found_before != before.selected:
-        # Rows were scored again since, with errors beyond the bound of that run.
-        raise InputError(
-            f"{before.folder}: selected {before.selected:,} rows, by the scores that are there now "
-            f"{found_before:,}."
-        )
+    pools = [manifest["inputs"][1]["files"] for manifest in (there, scores.manifest)]
+    fingerprints = [{file["path"]: file["fingerprint"] for file in pool} for pool in pools]
+    files = match_files(*fingerprints)
+    selected = _selection(before, files, units, picked)
     return {
-        "files": _told_files(pair.files),
-        "rows": {
-            "new": changes.rows.get("new", 0),
-            "changed": changes.rows.get("changed", 0),
-            "gone": changes.gone,
-        },
-        "selection": {
-            "stayed": changes.stayed,
-            "entered": _reasons(changes.entered),
-            "left": _reasons(changes.left),
-        },
-        "score_quantiles": read_quantiles(before),
-        "drift": {
-            "pool": _told_drift(changes.before_B, changes.now_B),
-            "new_rows": _told_drift(changes.before_B, changes.new_B),
-        },
+        "files": _told_files(files),
+        "rows": _told_rows(files, *pools),
+        "selection": selected,
+        "score_quantiles": before.read_quantiles(),
+        "drift": _told_drift(before, files, units),
     }
 
 
@@ -253,6 +99,59 @@ def _told_files(files: FileChanges) -> dict[str, int]:
     }
 
 
+def _told_rows(
+    files: FileChanges, before: list[dict[str, Any]], now: list[dict[str, Any]]
+) -> dict[str, int]:
+    come: Counter[Fate] = Counter()
+    for file in now:
+        come[files.fate_now(file["path"])] += file["rows"]
+    gone = sum(file["rows"] for file in before if files.fate_before(file["path"]) != "same")
+    return {"new": come["new"], "changed": come["changed"], "gone": gone}
+
+
+def _selection(
+    before: Before, files: FileChanges, units: Sequence[ScoredUnit], picked: Sequence[Picked]
+) -> dict[str, Any]:
+    """Rows that both runs select, and those that one does, by reason."""
+    has: Counter[Fate] = Counter()
+    for part in picked:
+        for ordinal, rows in zip(part.ordinals_U.tolist(), part.rows_U.tolist(), strict=True):
+            has[files.fate_now(units[ordinal].unit.path)] += rows
+    had: Counter[Fate] = Counter()
+    stayed: Counter[Fate] = Counter()
+    for found in pipeline.run(stages.meet, list(meetings(before, picked, files.same))):
+        for path, met in found.items():
+            had[files.fate_before(path)] += met.before
+            stayed["same"] += met.stayed
+    return {
+        "stayed": stayed["same"],
+        "entered": _reasons(has - stayed),
+        "left": _reasons(had - stayed),
+    }
+
+
+def meetings(before: Before, picked: Sequence[Picked], same: dict[str, str]) -> Iterator[Meeting]:
+    """Each file of rows selected before, with those of rows selected now that may be the same."""
+    starts = [_first(entry) for entry in before.picked]
+    starts_now = [_first(part.entry) for part in picked]
+    paths = sorted(same)
+    for url, low, high in zip(before.urls, starts, [*starts, None][1:], strict=True):
+        held = paths[bisect_left(paths, low[0]) : bisect_right(paths, high[0]) if high else None]
+        wanted: set[int] = set()
+        for path in held:
+            first = low[1] if path == low[0] else 0
+            last = high[1] if high and path == high[0] else sys.maxsize
+            begun = bisect_right(starts_now, (same[path], first))
+            wanted |= {*range(max(begun - 1, 0), bisect_left(starts_now, (same[path], last)))}
+        now = tuple(picked[index].url for index in sorted(wanted))
+        yield Meeting(before=url, now=now, same={path: same[path] for path in held})
+
+
+def _first(entry: dict[str, Any]) -> tuple[str, int]:
+    """The place of a file's first row."""
+    return entry["pool_file"], entry["row_start"]
+
+
 _REASONS: dict[Fate, str] = {
     "new": "new_file",
     "changed": "changed_file",
@@ -261,13 +160,25 @@ _REASONS: dict[Fate, str] = {
 }
 
 
-def _reasons(rows: dict[Fate, int]) -> dict[str, int]:
+def _reasons(rows: Counter[Fate]) -> dict[str, int]:
     """Rows by why they are selected in one run alone, reasons without any left out."""
-    return {reason: rows[fate] for fate, reason in _REASONS.items() if rows.get(fate)}
+    return {reason: rows[fate] for fate, reason in _REASONS.items() if rows[fate]}
 
 
-def _told_drift(before_B: Any, now_B: Any) -> dict[str, Any] | None:  # noqa: ANN401 - 0 or an array
-    found = drift(np.atleast_1d(before_B), np.atleast_1d(now_B))
+def _told_drift(
+    before: Before, files: FileChanges, units: Sequence[ScoredUnit]
+) -> dict[str, dict[str, Any] | None]:
+    edges_E, before_B = before.read_spread()
+    chunks = [
+        [(scored, files.fate_now(scored.unit.path) != "same") for scored in chunk]
+        for chunk in chunks_of(units)
+    ]
+    same_B, new_B = reduce(add, pipeline.run(stages.spread_chunk, chunks, edges_E=edges_E))
+    return {"pool": _drift(before_B, same_B + new_B), "new_rows": _drift(before_B, new_B)}
+
+
+def _drift(before_B: NDArray[Any], now_B: NDArray[Any]) -> dict[str, Any] | None:
+    found = drift(before_B, now_B)
     return None if found is None else {"psi": found.psi, "ks": found.ks, "large": found.is_large}
 
 
@@ -278,13 +189,4 @@ def _named(before: Before) -> dict[str, Any]:
         "keep": before.manifest["config"]["keep"],
         "selected": before.selected,
         "threshold": before.manifest["threshold"],
-    }
-
-
-def _input(before: Before, folder: str) -> dict[str, Any]:
-    manifest = storage.join(before.folder, MANIFEST_NAME)
-    return {
-        "kind": "selection",
-        "manifest": storage.portable(manifest, base=folder),
-        "sha256": sha256(storage.read_bytes(manifest)).hexdigest(),
     }

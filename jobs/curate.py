@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jobs import cli
 from jobs.before import open_before
-from jobs.comparison import Against
 from jobs.events import recording, tell, tell_published
+from jobs.news import Against
 from jobs.score import ScoreConfig, score
 from jobs.score_plan import make_plan
 from jobs.scored_pool import check_score_column, open_scores
@@ -50,8 +50,6 @@ class CurateConfig(ScoreConfig, SelectOptions):
         SelectOptions.__post_init__(self)
         if not self.lease_seconds >= 1:
             raise ValueError(f"lease_seconds must be at least 1, got {self.lease_seconds}")
-        if self.since is not None and (self.per is not None or self.dedup != "none"):
-            raise ValueError("since does not go together with per or dedup")
 
     def score_config(self) -> ScoreConfig:
         """The scoring half."""

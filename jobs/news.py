@@ -1,124 +1,149 @@
-"""The selected rows that are new by content, and what follows from leaving out the others."""
+"""The selected rows whose content the run before had not selected, wherever it lay.
+
+split_part   rows that a run selected    →  their contents, by ranges of the hash
+meet_range   a range of both selections  →  contents that are selected now alone, by file
+take_part    rows selected now           →  those of them that are new, as such a file again
+
+What they pass on lies in files below the run's directory until the rows are written: no more than
+32 bytes a row, on no driver; a task holds the contents of one file, or of one range.
+"""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from jobs import news_stages as stages
-from jobs.compare_stages import UnreadableError
-from jobs.pipeline import with_access
-from scar_core.errors import ScarError
+from jobs import pipeline
+from jobs.before import Before, Gone, check_since
+from jobs.compare_stages import read_before
+from jobs.find_copies import READ_THREADS
+from scar_core import storage
+from scar_core.manifest import MANIFEST_NAME
+from scar_core.selection import picked as rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
-    from jobs.compare_stages import Cuts, ScoredRows
-    from jobs.select_stages import Told
-    from jobs.select_write import Part
-    from scar_core.pool.changes import Segment
+    from scar_core.selection.picked import Picked
 
-# Content hashes of both runs that one task holds: 32 MB, some copies of it while it sorts.
-SHARE_ROWS = 2_000_000
+# Contents that one task holds: 32 MB, some copies of it while it sorts.
+RANGE_ROWS = 2_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class News:
-    """What is new in a selection."""
+class Against:
+    """What to hold a selection against."""
 
-    report: dict[str, Any] = field(default_factory=dict)
-    """For report.json."""
-    inputs: list[dict[str, Any]] = field(default_factory=list)
-    """For the manifest: the run that decided which rows are left out."""
-    wanted: dict[int, bytes] | None = None
-    """Rows to write as packed bits by unit ordinal; None: all that are selected."""
+    before: Before | Gone | None = None
+    """The run that `latest.json` named; None where nothing was published before."""
+    only_new: bool = False
+    """Whether only rows that are new, by content, are written."""
 
-    def counts(self, selected: int) -> dict[str, int]:
-        """For the manifest, where rows may be left out: selected = written + known."""
-        if self.wanted is None:
-            return {}
-        written = sum(map(_ones, self.wanted.values()))
-        return {"written": written, "known": selected - written}
+    def __post_init__(self) -> None:
+        """Refuse what cannot be told."""
+        if self.only_new:
+            check_since(self.before)
 
-    def narrow(self, told: Told) -> Told:
-        """What a cut does to units, less the rows that are not written."""
-        if self.wanted is None:
-            return told
-        rows = [_ones(self.wanted.get(ordinal, b"")) for ordinal in told.ordinals_M.tolist()]
-        rows_M = np.array(rows, np.int64)
-        some_M = rows_M > 0
-        return replace(told, ordinals_M=told.ordinals_M[some_M], selected_M=rows_M[some_M])
+    def to_write(self, picked: Sequence[Picked], *, exchange: str) -> list[Picked]:
+        """The rows to write of a selection.
 
-    def hand_out(self, parts: Sequence[Part]) -> list[Part]:
-        """Output files, each with the rows of its own that are written."""
-        wanted = self.wanted
-        if wanted is None:
-            return list(parts)
-        ordinals = [[u.ordinal for u in part.units if u.ordinal in wanted] for part in parts]
+        Raises:
+            InputError: what was selected before cannot be read.
+        """
+        if not self.only_new or not isinstance(self.before, Before):
+            return list(picked)
+        return find_new(self.before.urls, picked, folder=exchange)
+
+    def inputs(self, folder: str) -> list[dict[str, Any]]:
+        """For the manifest of a run in a folder: the run that decided what is left out."""
+        if not self.only_new or not isinstance(self.before, Before):
+            return []
+        manifest = storage.join(self.before.folder, MANIFEST_NAME)
         return [
-            replace(part, wanted={ordinal: wanted[ordinal] for ordinal in own})
-            for part, own in zip(parts, ordinals, strict=True)
+            {
+                "kind": "selection",
+                "manifest": storage.portable(manifest, base=folder),
+                "sha256": sha256(storage.read_bytes(manifest)).hexdigest(),
+            }
         ]
 
+    def counts(self, selected: int, written: Sequence[Picked]) -> dict[str, int]:
+        """For the manifest, where rows may be left out: selected = written + known."""
+        if not self.only_new:
+            return {}
+        new = sum(int(part.rows_U.sum()) for part in written)
+        return {"written": new, "known": selected - new}
 
-def _ones(bits: bytes) -> int:
-    return int.from_bytes(bits).bit_count()
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """Who gives what to whom."""
+
+    folder: str
+    before: tuple[str, ...]
+    """Files of rows selected before."""
+    now: tuple[Picked, ...]
+    ranges: int
+
+    def contents(self, number: int) -> str:
+        """The contents of a file; a batch for each range. First come those of before."""
+        return storage.join(self.folder, f"news/contents-{number:06d}.arrow")
+
+    def new(self, range_: int) -> str:
+        """What is new in a range; a batch for each file of now."""
+        return storage.join(self.folder, f"news/new-{range_:06d}.arrow")
 
 
-def find_new(
-    chunks: Sequence[Sequence[Segment[ScoredRows]]], cuts: Cuts, *, selected_before: int
-) -> dict[int, bytes]:
-    """The rows selected now whose content was not selected before, as packed bits by ordinal.
+def find_new(before: Sequence[str], now: Sequence[Picked], *, folder: str) -> list[Picked]:
+    """The rows selected now whose content was not selected before, in files below a folder.
 
-    Hashes travel from task to task in shares by their first bits; the driver sees places alone,
-    and keeps a bit per row of units that have any.
+    Two rows of one content that are both new are both there.
     """
-    import ray  # noqa: PLC0415
-
-    shares = max(1, math.ceil((selected_before + cuts.now.selected) / SHARE_ROWS))
-    split = ray.remote(with_access(stages.split_chunk)).options(num_returns=shares)
-    found = [split.remote(chunk, cuts=cuts, shares=shares) for chunk in chunks]
-    dealt = [[refs] for refs in found] if shares == 1 else found
-    find = ray.remote(with_access(stages.find_new))
-    waiting = [find.remote(*(refs[share] for refs in dealt)) for share in range(shares)]
-    rows_of = {item.ordinal: item.unit.rows for c in chunks for s in c for item in s.now}
-    masks: dict[int, NDArray[np.uint8]] = {}
-    rows_before = 0
-    for reference in waiting:
-        found_in_share = _result(reference)
-        rows_before += found_in_share.rows_before
-        for ordinal, offsets_M in _by_unit(found_in_share.places_M):
-            mask_N = np.zeros(rows_of[ordinal], np.bool_)
-            mask_N[offsets_M] = True
-            packed = np.packbits(mask_N)
-            masks[ordinal] = masks[ordinal] | packed if ordinal in masks else packed
-    if rows_before != selected_before:
-        raise UnreadableError(
-            f"the run before selected {selected_before:,} rows, by the scores that are there now "
-            f"{rows_before:,}. Run once without --since latest."
-        )
-    return {ordinal: packed.tobytes() for ordinal, packed in masks.items()}
+    most = sum(int(part.rows_U.sum()) for part in now)
+    exchange = Exchange(
+        folder=folder, before=tuple(before), now=tuple(now), ranges=1 + most // RANGE_ROWS
+    )
+    files = range(len(before) + len(now))
+    for stage, items in ((split_part, files), (meet_range, range(exchange.ranges))):
+        for _ in pipeline.run(stage, items, exchange=exchange):
+            pass
+    found = pipeline.run(take_part, range(len(now)), exchange=exchange)
+    return sorted((part for some in found for part in some), key=lambda part: part.url)
 
 
-def _result(reference: Any) -> stages.Found:  # noqa: ANN401 - Ray has no types
-    """What a task gives; an error of ours as itself, without the task's traceback."""
-    import ray  # noqa: PLC0415
+def split_part(number: int, *, exchange: Exchange) -> None:
+    """Give each range the contents of a file."""
+    if number < len(exchange.before):
+        table = read_before(exchange.before[number], ["content_hash"])
+    else:
+        url = exchange.now[number - len(exchange.before)].url
+        table = rows.read_picked(url, ["content_hash"])
+    contents = rows.contents_of(table, ranges=exchange.ranges)
+    rows.write_contents(exchange.contents(number), contents)
 
-    try:
-        found: stages.Found = ray.get(reference)
-    except ScarError as error:
-        raise getattr(error, "cause", error) from None
-    return found
+
+def meet_range(range_: int, *, exchange: Exchange) -> None:
+    """Tell which contents of a range are new, by file of now."""
+    files = range(len(exchange.before) + len(exchange.now))
+    parts = _read([exchange.contents(number) for number in files], range_)
+    before, now = parts[: len(exchange.before)], parts[len(exchange.before) :]
+    rows.write_contents(exchange.new(range_), rows.new_contents(before, now))
 
 
-def _by_unit(places_M: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """(unit ordinal, offsets) of places."""
-    places_M = places_M[np.argsort(places_M[:, 0], kind="stable")]
-    ordinals_U, starts_U = np.unique(places_M[:, 0], return_index=True)
-    groups = np.split(places_M[:, 1], starts_U[1:])
-    return zip(ordinals_U.tolist(), groups, strict=False)  # of no place one empty group
+def take_part(index: int, *, exchange: Exchange) -> list[Picked]:
+    """Write the new rows of a file."""
+    part = exchange.now[index]
+    new = _read([exchange.new(range_) for range_ in range(exchange.ranges)], index)
+    path = f"news/{part.url.rpartition('/')[2]}"
+    return rows.narrow(part, new, folder=exchange.folder, path=path)
+
+
+def _read(paths: Sequence[str], index: int) -> list[NDArray[np.bytes_]]:
+    with ThreadPoolExecutor(READ_THREADS) as threads:
+        return list(threads.map(partial(rows.read_contents, index=index), paths))

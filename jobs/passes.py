@@ -10,6 +10,7 @@ import numpy as np
 
 from jobs import pipeline
 from jobs import select_stages as stages
+from scar_core.selection.drift import grid
 from scar_core.selection.groups import GroupCuts, GroupSearch, merge_fetched, merge_tallies
 from scar_core.selection.keep import Keep, KeepAbove, decide
 from scar_core.selection.labels import Groups
@@ -58,6 +59,11 @@ class Judged:
     def eligible(self) -> int:
         """Rows that can be selected."""
         return self.counts.eligible
+
+    @property
+    def edges_E(self) -> NDArray[np.float64]:
+        """A grid for its scores."""
+        return grid(self.quantiles)
 
     @property
     def boundaries_G(self) -> NDArray[np.float64]:

@@ -145,7 +145,8 @@ def run(work: Callable[..., Any], items: Sequence[Any], **options: Any) -> Itera
     def apply(batch: Batch) -> Batch:
         return packed(work(item, **options) for item in objects(batch))
 
-    yield from results(stage(source(items), apply))
+    if items:  # Ray Data knows no dataset of nothing
+        yield from results(stage(source(items), apply))
 
 
 def fold(

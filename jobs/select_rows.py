@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from jobs import cli, pipeline
 from jobs import select_stages as stages
 from jobs.actors import ActorConfig
-from jobs.comparison import Against, compare
+from jobs.before import SPREAD_NAME
+from jobs.comparison import compare
 from jobs.events import EventsConfig, recording, tell, tell_published
 from jobs.find_copies import mark, scratch
-from jobs.passes import Judged, chunks_of, judge
+from jobs.news import Against
+from jobs.passes import Judged, judge
 from jobs.rescore import Rescorer, score_repeated, settle
 from jobs.scored_pool import Scores, check_score_column, open_scores
 from jobs.select_report import make_report
@@ -32,10 +34,13 @@ from scar_core.store_checks import check_readable, check_writable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jobs.news import News
     from jobs.select_stages import ScoredUnit, Told
+    from jobs.select_write import Part
 
 logger = logging.getLogger("scar_curate")
+
+# Rows of the pool whose selected ones one file lists; of any cluster, so that files are the same.
+PICKED_ROWS = 1_000_000
 
 ALONE = Against()
 """A selection that is held against no other."""
@@ -125,22 +130,21 @@ def select(
     check_columns(scores, options)
     with scratch(folder) as exchange:
         units, judged, precision = settled(scores, options, rescorer, exchange=exchange)
-        told: Told = pipeline.fold(
-            stages.tell_chunk,
-            chunks_of(units),
-            stages.merge_told,
-            cut=judged.cut,
-            source_column=options.source_column,
-            groups=judged.groups,
-        )
-        _check_groups(judged, told, where=scores.folder)
-        news = compare(against, scores, units, judged, folder=folder)
-        entries = _write(units, judged, told, news, options, folder=folder)
+        told = _tell(units, judged, options, folder=folder)
+        compared = compare(against.before, scores, units, told.picked)
+        picked = against.to_write(told.picked, exchange=exchange)
+        parts = plan_parts(units, picked, megabytes=options.file_megabytes)
+        entries = _write(judged, parts, compared, options, folder=folder)
     report = make_report(scores, options, judged, told)
     report["precision"] = precision
-    report["counts"] |= news.counts(judged.cut.selected)
-    report |= news.report
-    _publish(scores, options, news, folder=folder, judged=judged, report=report, entries=entries)
+    report["counts"] |= against.counts(judged.cut.selected, picked)
+    report |= compared
+    spread = {"edges": judged.edges_E.tolist(), "rows": told.spread_B.tolist()}
+    entries += [
+        _write_json(folder, "report.json", to_json(report)),
+        _write_json(folder, SPREAD_NAME, to_json(spread, indent=None)),
+    ]
+    _publish(scores, options, against, judged, told, folder=folder, report=report, files=entries)
     return report
 
 
@@ -152,17 +156,14 @@ def check_columns(scores: Scores, options: SelectOptions) -> None:
 
 
 def _write(
-    units: Sequence[ScoredUnit],
     judged: Judged,
-    told: Told,
-    news: News,
+    parts: Sequence[Part],
+    compared: dict[str, Any],
     options: SelectOptions,
     *,
     folder: str,
 ) -> list[dict[str, Any]]:
-    """Write the selected rows, or those of them that are new; the files' manifest entries."""
-    parts = plan_parts(units, news.narrow(told), megabytes=options.file_megabytes)
-    parts = news.hand_out(parts)
+    """Write the output files; their manifest entries."""
     logger.info(
         "selected %s of %s rows; writing %s files",
         f"{judged.cut.selected:,}",
@@ -176,16 +177,9 @@ def _write(
         threshold=judged.cut.threshold,
         files=len(parts),
     )
-    if "before" in news.report:
-        tell("compared", before=news.report["before"])
-    written = pipeline.run(
-        write_part,
-        parts,
-        folder=folder,
-        cut=judged.cut,
-        score_column=options.score_column,
-        groups=judged.groups,
-    )
+    if compared:
+        tell("compared", **compared)
+    written = pipeline.run(write_part, parts, folder=folder, score_column=options.score_column)
     return sorted(written, key=lambda entry: str(entry["path"]))
 
 
@@ -224,15 +218,34 @@ def settled(
     return units, judged, precision
 
 
-def _check_groups(judged: Judged, told: Told, *, where: str) -> None:
-    """Raise IncompleteError unless each group's selected rows are its quota."""
+def _tell(
+    units: Sequence[ScoredUnit], judged: Judged, options: SelectOptions, *, folder: str
+) -> Told:
+    """What the selection is; its rows are listed below the run's folder.
+
+    Raises:
+        IncompleteError: it is not what the passes before have found.
+    """
+    told: Told = pipeline.fold(
+        stages.tell_chunk,
+        list(stages.consecutive(units, rows=PICKED_ROWS)),
+        stages.merge_told,
+        cut=judged.cut,
+        source_column=options.source_column,
+        folder=folder,
+        edges_E=judged.edges_E,
+        groups=judged.groups,
+    )
     selected = told.by_group_G.tolist()
     wanted = [share.quota for share in judged.shares] or [judged.cut.selected]
-    if selected != wanted:
+    listed = sum(part.entry["rows"] for part in told.picked)
+    if selected != wanted or listed != judged.cut.selected:
         raise IncompleteError(
-            f"{where}: {sum(wanted):,} rows were to be selected, {sum(selected):,} are, or those "
-            "of a group are others. Select again when no other job writes there."
+            f"{folder}: {sum(wanted):,} rows were to be selected, {sum(selected):,} are and "
+            f"{listed:,} are listed, or those of a group are others. Select again when no other "
+            "job writes there."
         )
+    return told
 
 
 def rescorer_of(scores: Scores, actors: ActorConfig, *, ranker: str | None = None) -> Rescorer:
@@ -270,27 +283,21 @@ def rescorer_of(scores: Scores, actors: ActorConfig, *, ranker: str | None = Non
 def _publish(
     scores: Scores,
     options: SelectOptions,
-    news: News,
+    against: Against,
+    judged: Judged,
+    told: Told,
     *,
     folder: str,
-    judged: Judged,
     report: dict[str, Any],
-    entries: list[dict[str, Any]],
+    files: list[dict[str, Any]],
 ) -> None:
-    written = sum(entry["rows"] for entry in entries)
-    wanted = report["counts"].get("written", judged.cut.selected)
-    if written != wanted:
-        raise IncompleteError(f"{folder}: {wanted:,} rows were to be written, {written:,} were.")
-    data = to_json(report)
-    storage.write_bytes(storage.join(folder, "report.json"), data)
-    report_entry = {"path": "report.json", "rows": 0, "bytes": len(data)}
     publish(
         folder,
         kind="selection",
         config={
             **{name: getattr(options, name) for name in SelectOptions.__dataclass_fields__},
             "scores": storage.portable(scores.folder, base=folder),
-            "since": None if news.wanted is None else "latest",
+            "since": "latest" if against.only_new else None,
         },
         inputs=[
             {
@@ -303,15 +310,22 @@ def _publish(
                 ).hexdigest(),
                 "ranker": scores.manifest["key"]["ranker"],
             },
-            *news.inputs,
+            *against.inputs(folder),
         ],
         counts=report["counts"],
         threshold=report["threshold"],
         precision=report["precision"],
         cut=judged.cut.to_json(),
         **({"groups": report["groups"]} if judged.groups else {}),
-        files=[*entries, {**report_entry, "sha256": sha256(data).hexdigest()}],
+        picked=[part.entry for part in told.picked],
+        files=files,
     )
+
+
+def _write_json(folder: str, name: str, data: bytes) -> dict[str, Any]:
+    """Store a file that is no table; its manifest entry."""
+    storage.write_bytes(storage.join(folder, name), data)
+    return {"path": name, "rows": 0, "bytes": len(data), "sha256": sha256(data).hexdigest()}
 
 
 def job(argv: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ fetch_chunk    sidecars  →  the rows between which groups' cuts lie
 sample_chunk   sidecars  →  rows by which bf16 errors are measured
 near_chunk     sidecars  →  rows that bf16 errors could carry over a boundary
 errors_chunk   sidecars  →  the largest error seen
-tell_chunk     sidecars  →  selected rows of each unit, shares by source, best and worst rows
+tell_chunk     sidecars  →  the selected rows as a file, shares by source, best and worst rows
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pyarrow as pa
 from scar_core import storage
 from scar_core.errors import IncompleteError
 from scar_core.selection import groups as by_group
+from scar_core.selection.drift import histogram
 from scar_core.selection.extremes import Extremes, extremes, merge_extremes
 from scar_core.selection.labels import (
     GroupRows,
@@ -33,6 +34,7 @@ from scar_core.selection.labels import (
     merge_groups,
 )
 from scar_core.selection.order import Prefix, SidecarColumns
+from scar_core.selection.picked import Picked, picked_rows, write_picked
 from scar_core.selection.precision import (
     Errors,
     Rescored,
@@ -93,10 +95,10 @@ class Surveyed(NamedTuple):
 class Told:
     """What a cut does to some units."""
 
-    ordinals_M: NDArray[np.int64]
-    """Units with selected rows, ascending."""
-    selected_M: NDArray[np.int64]
-    """How many of each."""
+    picked: list[Picked]
+    """The selected rows, in files that are there, in (path, row) order."""
+    spread_B: NDArray[np.int64]
+    """All scores, on the grid."""
     sources: dict[str, tuple[int, int]] | None
     """(rows, selected rows) by source; empty where the files have no such column; None: too many
     sources to tell them apart."""
@@ -286,27 +288,42 @@ def tell_chunk(
     *,
     cut: Cut | by_group.GroupCuts,
     source_column: str,
+    folder: str,
+    edges_E: NDArray[np.float64],
     groups: Groups | None = None,
 ) -> Told:
-    """What a cut does to some units."""
+    """What a cut does to some units; writes which rows it selects below the run's folder."""
     masks: dict[int, NDArray[np.bool_]] = {}
     by_group_G = np.zeros(len(groups.names) if groups else 1, np.int64)
-    for columns in columns_of(chunk, groups=groups):
-        mask_N = masks[columns.ordinal] = cut.mask(columns)
-        np.add.at(by_group_G, columns.groups_N[mask_N], 1)
+    spread_B = np.zeros(len(edges_E) + 1, np.int64)
+
+    def selected() -> Iterator[pa.Table]:
+        for scored, columns in zip(chunk, columns_of(chunk, groups=groups), strict=True):
+            mask_N = masks[columns.ordinal] = cut.mask(columns)
+            np.add.at(by_group_G, columns.groups_N[mask_N], 1)
+            spread_B[:] += spread(columns, edges_E)
+            yield picked_rows(scored.unit, columns, mask_N)
+
+    ordinals = [scored.ordinal for scored in chunk]
+    path = f"picked/part-{ordinals[0]:010d}.parquet"
+    picked = write_picked(folder, path, selected(), ordinals=ordinals)
     sources: dict[str, tuple[int, int]] | None = {}
     having = [scored for scored in chunk if _names_sources(scored, source_column)]
     for scored, labels in labelled(having, source_column):
         sources = merge_sources([sources, _count_sources(labels, masks[scored.ordinal])])
-    some = [(ordinal, int(mask.sum())) for ordinal, mask in masks.items() if mask.any()]
-    pairs = np.array(some, np.int64).reshape(-1, 2)
     return Told(
-        ordinals_M=pairs[:, 0],
-        selected_M=pairs[:, 1],
+        picked=picked,
+        spread_B=spread_B,
         sources=sources,
         by_group_G=by_group_G,
         extremes=extremes(columns_of(chunk, groups=groups), cut),
     )
+
+
+def spread(columns: SidecarColumns, edges_E: NDArray[np.float64]) -> NDArray[np.int64]:
+    """[B] the scores of a unit on a grid, copies of better rows too."""
+    scores_N = columns.scores.to_numpy(zero_copy_only=False)
+    return histogram(scores_N[columns.scored_N], edges_E)
 
 
 def _names_sources(scored: ScoredUnit, column: str) -> bool:
@@ -340,21 +357,20 @@ def merge_sources(
 
 def merge_told(parts: Iterable[Told]) -> Told:
     """What a cut does to all units; a part at a time."""
-    ordinals, selected = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    picked: list[Picked] = []
+    spread_B = np.zeros(1, np.int64)
     sources: dict[str, tuple[int, int]] | None = {}
     ends = Extremes([], [], [], [])
     by_group_G = np.zeros(1, np.int64)
     for part in parts:
         by_group_G = by_group_G + part.by_group_G
-        ordinals.append(part.ordinals_M)
-        selected.append(part.selected_M)
+        spread_B = spread_B + part.spread_B
+        picked += part.picked
         sources = merge_sources([sources, part.sources])
         ends = merge_extremes([ends, part.extremes])
-    ordinals_M, selected_M = np.concatenate(ordinals), np.concatenate(selected)
-    order = np.argsort(ordinals_M)
     return Told(
-        ordinals_M=ordinals_M[order],
-        selected_M=selected_M[order],
+        picked=sorted(picked, key=lambda part: part.url),
+        spread_B=spread_B,
         sources=sources,
         by_group_G=by_group_G,
         extremes=ends,

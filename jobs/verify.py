@@ -11,6 +11,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from jobs import cli, pipeline
@@ -113,9 +114,10 @@ def _check_folder(folder: str, manifest: dict[str, Any], findings: Findings) -> 
 
 def _check_strangers(folder: str, manifest: dict[str, Any], findings: Findings) -> None:
     """Files among the selected rows that no run wrote: who reads the folder reads them too."""
-    listed = {entry["path"] for entry in manifest["files"]}
-    root = storage.join(folder, "data")
-    there = [info.path for info in storage.list_files(root)] if storage.is_folder(root) else []
+    listed = {entry["path"] for entry in (*manifest["files"], *manifest.get("picked", ()))}
+    roots = [storage.join(folder, name) for name in ("data", "picked")]
+    some = (storage.list_files(root) for root in roots if storage.is_folder(root))
+    there = [info.path for info in chain.from_iterable(some)]
     strangers = [path for path in there if path.removeprefix(f"{folder}/") not in listed]
     if strangers:
         told = [f"{path}: is in no manifest." for path in strangers]
@@ -125,7 +127,8 @@ def _check_strangers(folder: str, manifest: dict[str, Any], findings: Findings) 
 def _listed(folder: str, manifest: dict[str, Any]) -> Iterator[Listed]:
     below = storage.locate(manifest.get("files_below", "."), base=folder)
     score_column = manifest["config"].get("score_column")
-    for entry in (*manifest["files"], *manifest.get("quarantine", ())):
+    lists = (manifest.get(name, ()) for name in ("files", "quarantine", "picked"))
+    for entry in chain.from_iterable(lists):
         yield Listed(
             folder=below,
             path=entry["path"],

@@ -1,10 +1,15 @@
-"""Two runs held against each other, from hand-made sidecars: against plain sets and sorts."""
+"""Two runs held against each other, whatever selected: against plain sets."""
 
 from __future__ import annotations
 
+import json
 import math
 import random
-from typing import TYPE_CHECKING, NamedTuple
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,30 +18,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.compare_stages import Changes, Cuts, ScoredRows, compare_chunk
-from jobs.news_stages import find_new, split_chunk
-from scar_core.pool.changes import Segment, match_files, segments
-from scar_core.pool.rows import HASH_BYTES, SIDECAR_SCHEMA
-from scar_core.pool.units import Unit
+from jobs import score
+from jobs.before import Before, Gone, open_before
+from jobs.news import Against
+from jobs.scored_pool import open_scores
+from jobs.select_rows import SelectOptions, rescorer_of, select
+from scar_core.errors import InputError
+from scar_core.manifest import new_run_id, write_pointer
+from scar_core.pool.changes import match_files
 from scar_core.selection.drift import drift, grid, histogram
-from scar_core.selection.keep import KeepCount, decide
-from scar_core.selection.precision import Rescored, open_columns, write_rescored
-from scar_core.selection.radix import Cut, histograms, survey
+from tests.in_process import publish_drawn, run_here
+from tests.jobs_harness import manifest_of, rows_of
+from tests.tiny import tiny_ranker_dir
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-
-class Row(NamedTuple):
-    """One row of a file."""
-
-    score: float | None
-    content: int
-
-
-Files = dict[str, tuple[str, list[Row]]]
-"""By path fingerprint and rows."""
+Row = dict[str, Any]
 
 
 # Files
@@ -47,13 +42,17 @@ def test_files_are_matched_by_path_then_by_fingerprint() -> None:
     before = {"a": "1", "b": "2", "c": "3", "d": "4", "e": "5"}
     now = {"a": "1", "b": "9", "x/c": "3", "d": "5", "f": "6"}
     found = match_files(before, now)
-    assert found.same == {"a": "a", "x/c": "c", "d": "e"}
+    assert found.same == {"a": "a", "c": "x/c", "e": "d"}
     assert [sorted(paths) for paths in (found.changed, found.new, found.removed)] == [
         ["b"],
         ["f"],
         ["d"],
     ]
     assert found.moved == 2
+    assert [found.fate_before(path) for path in "abcde"] == [
+        *("same", "changed", "same", "removed", "same"),
+    ]
+    assert [found.fate_now(path) for path in now] == ["same", "changed", "same", "same", "new"]
 
 
 def test_of_several_copies_each_counts_once() -> None:
@@ -62,206 +61,270 @@ def test_of_several_copies_each_counts_once() -> None:
     assert match_files({"c": "1"}, {"a": "1", "b": "1"}).new == {"b"}
 
 
-def cut_at(path: str, edges: Sequence[int], *, first: int = 0) -> list[ScoredRows]:
-    """Units of a file, with these edges."""
-    return [
-        ScoredRows(
-            ordinal=first + index,
-            unit=Unit(path=path, row_start=start, rows=stop - start, fingerprint="f"),
-            sidecar="",
+# Runs
+
+
+class World:
+    """A curation over a pool that changes, with scores that are drawn anew for every run."""
+
+    def __init__(self, folder: Path, ranker: Path, seed: int) -> None:
+        self.folder, self.ranker, self.out = folder, ranker, folder / "out"
+        self.rng = random.Random(seed)
+        self.versions = 0
+
+    def write(self, path: str) -> None:
+        """A file of few contents, some rows without text; its ids come nowhere else."""
+        self.versions += 1
+        rows = self.rng.randint(1, 14)
+        contents = [self.rng.randrange(16) for _ in range(rows)]
+        table = pa.table(
+            {
+                "id": [f"{self.versions}:{row}" for row in range(rows)],
+                "instruction": [None if c == 0 else f"question {c}" for c in contents],
+                "response": [f"answer {c}" for c in contents],
+                "source": [self.rng.choice(["a", "b", None]) for _ in range(rows)],
+            },
+            schema=pa.schema(dict.fromkeys(["id", "instruction", "response", "source"], "string")),
         )
-        for index, (start, stop) in enumerate(zip([0, *edges], edges, strict=False))
-    ]
+        place = self.folder / "pool" / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, place, row_group_size=5)
+
+    def change(self) -> dict[str, str]:
+        """Change the pool; the fates of files, by version."""
+        fates = {}
+        for place in sorted((self.folder / "pool").rglob("*.parquet")):
+            version = pq.read_table(place)["id"][0].as_py().partition(":")[0]
+            fate = self.rng.choice(["same", "same", "moved", "changed", "removed"])
+            if fate == "moved":
+                moved = self.folder / f"pool/dt={self.rng.randint(3, 9)}" / place.name
+                moved.parent.mkdir(exist_ok=True)
+                place.rename(moved)
+            elif fate == "changed":
+                self.write(str(place.relative_to(self.folder / "pool")))
+                fates[str(self.versions)] = "changed_file"
+            elif fate == "removed":
+                place.unlink()
+            gone = {"changed": "changed_file", "removed": "removed_file"}
+            fates[version] = gone.get(fate, "threshold_moved")
+        for _ in range(self.rng.randint(1, 2)):
+            self.write(f"dt=2/new-{self.versions}.parquet")
+            fates[str(self.versions)] = "new_file"
+        return fates
+
+    def publish_scores(self) -> str:
+        """Other scores for all rows, also of units that were scored; units of another size."""
+        config = score.ScoreConfig(
+            pool=[str(self.folder / "pool")],
+            ranker=str(self.ranker),
+            out=str(self.out / "scores"),
+            unit_rows=self.rng.randint(2, 7),
+        )
+        seed = self.rng.randrange(1000)
+
+        def draw(unit: Any, hashes: Any) -> np.ndarray:  # noqa: ANN401
+            lot = np.random.default_rng([seed, unit.row_start, *unit.path.encode()])
+            return np.round(lot.normal(0, 0.4, len(hashes)), 1).astype(np.float32)
+
+        return publish_drawn(config, draw)
+
+    def run(self, options: SelectOptions, *, since: bool = False, score_anew: bool = True) -> Path:
+        """Select as `curate` does."""
+        scores = open_scores(self.publish_scores() if score_anew else str(self.out / "scores"))
+        name = f"selected/{new_run_id(after=self.named)}"
+        against = Against(before=open_before(str(self.out)), only_new=since)
+        actors = score.ScoreConfig(pool=["-"], ranker="-", out="-")
+        select(
+            scores,
+            options,
+            rescorer_of(scores, actors),
+            folder=str(self.out / name),
+            against=against,
+        )
+        self.name(name)
+        return self.out / name
+
+    @property
+    def named(self) -> str | None:
+        """What latest.json names."""
+        pointer = self.out / "latest.json"
+        run: str | None = json.loads(pointer.read_bytes())["run"] if pointer.exists() else None
+        return run
+
+    def name(self, run: str) -> None:
+        """Let latest.json name a run, even if there are newer ones."""
+        write_pointer(str(self.out), run, kind="selection")
+        (self.out / "latest.json").write_text(json.dumps({"run": run}))
 
 
-@given(st.data())
-def test_segments_hold_every_unit_once_and_the_same_rows_on_both_sides(data: st.DataObject) -> None:
-    """Also where the file is cut otherwise than before; as finely as the edges allow."""
-    rows = data.draw(st.integers(1, 30))
-    inner = st.lists(st.integers(1, rows), unique=True).map(lambda cuts: sorted({*cuts, rows}))
-    before, now = cut_at("old", data.draw(inner)), cut_at("new", data.draw(inner))
-    found = list(segments(match_files({"old": "f"}, {"new": "f"}), before, now))
-    assert [item for segment in found for item in segment.before] == before
-    assert [item for segment in found for item in segment.now] == now
-    ends = []
-    for segment in found:
-        assert segment.fate == "same"
-        assert sum(item.unit.rows for item in segment.before) == segment.rows
-        assert sum(item.unit.rows for item in segment.now) == segment.rows
-        ends.append(segment.now[-1].unit.row_start + segment.now[-1].unit.rows)
-    old_ends = {item.unit.row_start + item.unit.rows for item in before}
-    new_ends = {item.unit.row_start + item.unit.rows for item in now}
-    assert ends == sorted(old_ends & new_ends)
+POLICIES = [
+    {"keep": "30%"},
+    {"keep": "100%"},
+    {"keep": "score>=9"},
+    {"keep": "score>=0.2"},
+    {"keep": "40%", "per": "source"},
+    {"keep": "60%", "dedup": "exact"},
+    {"keep": "50%", "per": "source", "dedup": "exact"},
+]
 
 
-# Rows
+@pytest.fixture(scope="module")
+def ranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ranker to name; it scores nothing."""
+    return tiny_ranker_dir(tmp_path_factory.mktemp("ranker"))
 
 
-def content_hash(content: int) -> bytes:
-    """Sixteen bytes, some of which end in zeros."""
-    return content.to_bytes(2, "big") + bytes(HASH_BYTES - 3) + bytes([content % 2])
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process; a few rows are many files, row groups, chunks and ranges."""
+    run_here(monkeypatch)
+    monkeypatch.setattr("jobs.select_rows.PICKED_ROWS", 9)
+    monkeypatch.setattr("jobs.news.RANGE_ROWS", 6)
+    monkeypatch.setattr("scar_core.selection.picked.GROUP_ROWS", 3)
 
 
-def store(folder: Path, files: Files, *, unit_rows: int) -> list[ScoredRows]:
-    """Sidecars of a run over these files; one of a unit that is there is shared."""
-    found: list[ScoredRows] = []
-    for path, (fingerprint, rows) in sorted(files.items()):
-        for start in range(0, len(rows), unit_rows):
-            part = rows[start : start + unit_rows]
-            unit = Unit(path=path, row_start=start, rows=len(part), fingerprint=fingerprint)
-            sidecar = folder / f"{unit.id}.parquet"
-            table = pa.table(
-                {
-                    "row": range(start, start + len(part)),
-                    "score": [row.score for row in part],
-                    "content_hash": [
-                        None if row.score is None else content_hash(row.content) for row in part
-                    ],
-                    "reason": ["response_null" if row.score is None else None for row in part],
-                    **dict.fromkeys(SIDECAR_SCHEMA.names[4:], [1] * len(part)),
-                },
-                schema=SIDECAR_SCHEMA,
-            )
-            pq.write_table(table, sidecar)
-            found.append(ScoredRows(ordinal=len(found), unit=unit, sidecar=str(sidecar)))
-    return found
+def content(rows: list[Row]) -> list[tuple[str, str]]:
+    return [(row["instruction"], row["response"]) for row in rows]
 
 
-def cut_of(units: Sequence[ScoredRows], keep: int) -> Cut:
-    """What keeping so many rows selects."""
-    columns = [open_columns(u.sidecar, ordinal=u.ordinal, rescored=u.rescored) for u in units]
-    return decide(survey(columns), lambda p: histograms(columns, p), KeepCount(keep)).cut
+def report_of(run: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((run / "report.json").read_bytes())
+    return report
 
 
-def best(files: Files, keep: int) -> list[tuple[str, int]]:
-    """Places of the best rows: by score, content hash, place."""
-    ranked = sorted(
-        (-row.score, content_hash(row.content), path, number)
-        for path, (_, rows) in files.items()
-        for number, row in enumerate(rows)
-        if row.score is not None
-    )
-    return [(path, number) for _, _, path, number in ranked[:keep]]
-
-
-def random_rows(rng: random.Random, rows: int) -> list[Row]:
-    """Few scores and few contents: ties everywhere; equal contents have equal scores."""
-    contents = [rng.randrange(12) for _ in range(rows)]
-    return [Row(None if rng.random() < 0.1 else content // 3 / 4, content) for content in contents]
-
-
-def random_change(rng: random.Random) -> tuple[Files, Files]:
-    """A pool, and the same after files were added, removed, changed and moved."""
-    before = {f"{n}": (f"f{n}", random_rows(rng, rng.randint(1, 12))) for n in range(4)}
-    now: Files = {}
-    for path, (fingerprint, rows) in before.items():
-        fate = rng.choice(["same", "same", "moved", "changed", "removed"])
-        if fate == "changed":
-            now[path] = (f"{fingerprint}'", random_rows(rng, rng.randint(1, 12)))
-        elif fate != "removed":
-            now[f"z{path}" if fate == "moved" else path] = (fingerprint, rows)
-    for n in range(rng.randint(0, 2)):
-        now[f"new{n}"] = (f"g{n}", random_rows(rng, rng.randint(1, 12)))
-    return before, now or {"last": ("h", random_rows(rng, 5))}
-
-
-def places_before(before: Files, now: Files) -> dict[tuple[str, int], tuple[str, int]]:
-    """By place now the place before, of rows in files with one fingerprint."""
-    paths = {fingerprint: path for path, (fingerprint, _) in before.items()}
-    return {
-        (path, number): (paths[fingerprint], number)
-        for path, (fingerprint, rows) in now.items()
-        if fingerprint in paths
-        for number in range(len(rows))
-    }
-
-
+@pytest.mark.usefixtures("here")
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     seed=st.integers(0, 10_000),
-    keeps=st.tuples(st.integers(0, 25), st.integers(0, 25)),
-    unit_rows=st.tuples(st.integers(1, 6), st.integers(1, 6)),
-    shares=st.integers(1, 3),
+    policies=st.tuples(st.sampled_from(POLICIES), st.sampled_from(POLICIES)),
 )
-def test_a_comparison_is_that_of_plain_sets(
-    tmp_path: Path,
-    seed: int,
-    keeps: tuple[int, int],
-    unit_rows: tuple[int, int],
-    shares: int,
+def test_any_two_selections_are_compared_as_plain_sets_are(
+    ranker: Path, seed: int, policies: tuple[dict[str, str], dict[str, str]]
 ) -> None:
-    """Entered, left, stayed and new by content, with ties and copies, for any cut into units."""
-    before, now = random_change(random.Random(seed))
-    old = store(tmp_path, before, unit_rows=unit_rows[0])
-    new = store(tmp_path, now, unit_rows=unit_rows[1])
-    cuts = Cuts(before=cut_of(old, keeps[0]), now=cut_of(new, keeps[1]))
-    files = match_files(
-        {path: fingerprint for path, (fingerprint, _) in before.items()},
-        {path: fingerprint for path, (fingerprint, _) in now.items()},
-    )
-    every = list(segments(files, old, new))
-    changes = compare_chunk(every, cuts=cuts, edges_E=grid([0.0, 0.5, 1.0]))
+    """Stayed, entered, left, and new by content.
 
-    had, has = set(best(before, keeps[0])), set(best(now, keeps[1]))
-    origin = places_before(before, now)
-    stayed = {place for place in has if origin.get(place) in had}
-    assert changes.stayed == len(stayed)
-    assert sum(changes.entered.values()) == len(has - stayed)
-    assert changes.entered.get("same", 0) == len({p for p in has - stayed if p in origin})
-    assert changes.entered.get("changed", 0) == len({p for p in has if p[0] in files.changed})
-    assert changes.left.get("removed", 0) == len({p for p in had if p[0] in files.removed})
-    assert sum(changes.left.values()) == len(had) - len(stayed)
-    scores = [r.score for _, rows in now.values() for r in rows if r.score is not None]
-    assert np.sum(changes.now_B) == len(scores)
+    Files are new, changed, moved and removed; all rows were scored again since, in other units; the
+    policy is another.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(Path(folder), ranker, seed)
+        for name in ("dt=1/a", "dt=1/b", "dt=2/c", "dt=2/d"):
+            world.write(f"{name}.parquet")
+        first = world.run(SelectOptions(**policies[0]))  # type: ignore[arg-type]
+        fates = world.change()
+        options = SelectOptions(**policies[1])  # type: ignore[arg-type]
+        second = world.run(options)
+        had, has = rows_of(first), rows_of(second)
+        before = report_of(second)["before"]
+        told = before["selection"]
+        ids = [{row["id"] for row in rows} for rows in (had, has)]
 
-    known = {before[path][1][number].content for path, number in had}
-    wanted = {place for place in has if now[place[0]][1][place[1]].content not in known}
-    parts = [split_chunk([segment], cuts=cuts, shares=shares) for segment in every]
-    dealt = [part if isinstance(part, list) else [part] for part in parts]
-    found = [find_new(*(part[share] for part in dealt)) for share in range(shares)]
-    assert sum(share.rows_before for share in found) == len(had)
-    places = [place for share in found for place in share.places_M.tolist()]
-    assert len(places) == len(wanted)
-    assert wanted == {
-        (new[ordinal].unit.path, new[ordinal].unit.row_start + offset) for ordinal, offset in places
-    }
+        def by_fate(some: set[str]) -> dict[str, int]:
+            return dict(Counter(fates[id_.partition(":")[0]] for id_ in some))
+
+        assert told["stayed"] == len(ids[0] & ids[1])
+        assert told["entered"] == by_fate(ids[1] - ids[0])
+        assert told["left"] == by_fate(ids[0] - ids[1])
+        assert before["run"] == first.name
+        assert manifest_of(second)["counts"]["selected"] == len(has)
+
+        world.name(f"selected/{first.name}")
+        third = world.run(options, since=True, score_anew=False)
+        known = set(content(had))
+        assert content(rows_of(third)) == [pair for pair in content(has) if pair not in known]
+        counts = manifest_of(third)["counts"]
+        assert counts["written"] + counts["known"] == counts["selected"] == len(has)
+        assert report_of(third)["before"] == before
 
 
-def test_rows_scored_again_since_do_not_change_what_was_selected_before(tmp_path: Path) -> None:
-    """A later run scores rows near its own threshold again, far from the old one."""
-    files: Files = {"a": ("f", [Row(score / 10, score) for score in range(10)])}
-    old = store(tmp_path, files, unit_rows=5)
-    cut = cut_of(old, 3)
-    again = Rescored(np.array([1, 2], np.int32), np.array([0.12, 0.19], np.float32))
-    path = write_rescored(str(tmp_path), key_id="k", unit_id="u", rescored=again)
-    rescored = (str(tmp_path / path),)
-    new = [
-        ScoredRows(ordinal=u.ordinal, unit=u.unit, sidecar=u.sidecar, rescored=rescored)
-        if u.ordinal == 0
-        else u
-        for u in old
+@pytest.mark.usefixtures("here")
+def test_the_list_of_selected_rows_is_a_table_for_anybody(tmp_path: Path, ranker: Path) -> None:
+    """Path, row, content hash and score of each, in order; its files are in the manifest."""
+    world = World(tmp_path, ranker, seed=1)
+    for name in "abc":
+        world.write(f"dt=1/{name}.parquet")
+    run = world.run(SelectOptions(keep="50%"))
+    listed = pq.read_table(run / "picked").to_pylist()
+    pool = [
+        (path.relative_to(tmp_path / "pool").as_posix(), number, row["id"])
+        for path in sorted((tmp_path / "pool").rglob("*.parquet"))
+        for number, row in enumerate(pq.read_table(path).to_pylist())
     ]
-    cuts = Cuts(before=cut, now=cut_of(new, 8))
-    every = list(segments(match_files({"a": "f"}, {"a": "f"}), old, new))
-    changes = compare_chunk(every, cuts=cuts, edges_E=np.array([0.0]))
-    assert (changes.stayed, changes.entered, changes.left) == (3, {"same": 5}, {})
+    selected = {row["id"]: row["scar_score"] for row in rows_of(run)}
+    places = [(path, number, selected[id_]) for path, number, id_ in pool if id_ in selected]
+    assert [(row["path"], row["row"], row["score"]) for row in listed] == places != []
+    entries = manifest_of(run)["picked"]
+    assert len(entries) > 1
+    assert sum(entry["rows"] for entry in entries) == len(listed)
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut"])
-def test_an_unreadable_sidecar_of_the_run_before_is_named(tmp_path: Path, damage: str) -> None:
-    """It is no crash: the run itself does not need it."""
-    old = store(tmp_path, {"a": ("f", [Row(1.0, 1)] * 3)}, unit_rows=3)
-    cuts = Cuts(before=cut_of(old, 1), now=Cut(selected=0, digits=()))
-    victim = tmp_path / f"{old[0].unit.id}.parquet"
+@pytest.mark.usefixtures("here")
+def test_drift_is_that_of_all_scores_of_both_runs(tmp_path: Path, ranker: Path) -> None:
+    """Whatever is selected, and without a sidecar of the run before."""
+    world = World(tmp_path, ranker, seed=2)
+    scores: list[Any] = []
+    for policy in ({"keep": "score>=9"}, {"keep": "50%", "per": "source", "dedup": "exact"}):
+        for name in "abc":
+            world.write(f"dt={len(scores)}/{name}.parquet")
+        run = world.run(SelectOptions(**policy))  # type: ignore[arg-type]
+        sidecars = [pq.read_table(path) for path in (world.out / "scores/sidecars").rglob("*.par*")]
+        scores.append(np.concatenate([t["score"].drop_null().to_numpy() for t in sidecars]))
+        shutil.rmtree(world.out / "scores/sidecars")
+        if len(scores) == 1:
+            before = open_before(str(world.out))
+            assert isinstance(before, Before)
+            edges_E, before_B = before.read_spread()
+            assert before_B.tolist() == histogram(scores[0], edges_E).tolist()
+    found = drift(histogram(scores[0], edges_E), histogram(scores[1], edges_E))
+    assert found is not None
+    told = report_of(run)["before"]["drift"]
+    assert told["pool"] == {"psi": found.psi, "ks": found.ks, "large": found.is_large}
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [("gone", "0 are there"), ("cut", "are there"), ("rotten", "cannot be read")],
+)
+def test_a_run_before_whose_list_is_broken_is_not_compared(
+    tmp_path: Path, ranker: Path, damage: str, says: str
+) -> None:
+    """It is no crash, and what is new since then is not guessed."""
+    world = World(tmp_path, ranker, seed=3)
+    world.write("dt=1/a.parquet")
+    first = world.run(SelectOptions(keep="100%"))
+    victim = next((first / "picked").iterdir())
     whole = victim.read_bytes()
     victim.unlink()
-    if damage == "cut":
-        victim.write_bytes(whole[: len(whole) // 2])
-    chunk = [Segment(fate="removed", before=tuple(old), now=())]
-    changes = Changes() + compare_chunk(chunk, cuts=cuts, edges_E=np.array([0.0]))
-    assert changes.unreadable
+    if damage != "gone":
+        half = whole[: len(whole) // 2]
+        victim.write_bytes(half if damage == "cut" else half + bytes(len(whole) - len(half)))
+    second = world.run(SelectOptions(keep="100%"))
+    assert says in report_of(second)["before"]["not_comparable"]
+    assert str(tmp_path) not in (second / "report.json").read_text()
+    world.name(f"selected/{first.name}")
+    with pytest.raises(InputError, match=says):
+        world.run(SelectOptions(keep="100%"), since=True)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_run_that_lists_nothing_of_its_selection_cannot_be_compared(
+    tmp_path: Path, ranker: Path
+) -> None:
+    """Such as one of an older version."""
+    world = World(tmp_path, ranker, seed=4)
+    world.write("dt=1/a.parquet")
+    first = world.run(SelectOptions(keep="100%"))
+    manifest = manifest_of(first)
+    del manifest["picked"]
+    (first / "manifest.json").write_text(json.dumps(manifest))
+    before = open_before(str(world.out))
+    assert isinstance(before, Gone)
+    assert "older version" in before
 
 
 # Drift

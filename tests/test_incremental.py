@@ -180,22 +180,41 @@ def test_every_night_the_report_says_what_changed_and_only_new_rows_are_handed_o
     assert rows_of(fourth) == []
     assert before_of(fourth)["selection"] == {"stayed": selected, "entered": {}, "left": {}}
 
+    fifth = curate_run(
+        *night(home, tmp_path, "--since", "latest", "--per", "source", "--dedup", "exact")
+    )
+    check_another_policy(fourth, fifth)
+
+
+def check_another_policy(before: Path, now: Path) -> None:
+    """What it selects alone is told to have entered, and handed out where its content is new."""
+    listed = [pq.read_table(run / "picked").to_pylist() for run in (before, now)]
+    known = {row["content_hash"] for row in listed[0]}
+    new = [row["score"] for row in listed[1] if row["content_hash"] not in known]
+    assert [row["scar_score"] for row in rows_of(now)] == new != []
+    places = [{(row["path"], row["row"]) for row in rows} for rows in listed]
+    told = before_of(now)["selection"]
+    assert told["stayed"] == len(places[0] & places[1])
+    assert told["entered"] == {"threshold_moved": len(places[1] - places[0])}
+    assert told["left"] == {"threshold_moved": len(places[0] - places[1])}
+
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_run_before_that_cannot_be_compared_is_said_to_be(home: Path, tmp_path: Path) -> None:
-    """Another ranker, scores that are gone, a run that is gone: no crash, and never a guess."""
+    """Another ranker, a list of rows or a run that is gone: no crash, and never a guess."""
     add(home, tmp_path / "pool", "part-5", "dt=1")
     out = tmp_path / "out"
     first = curate_run(*night(home, tmp_path))
+    scores_of_first = first / manifest_of(first)["inputs"][0]["manifest"]
+    shutil.rmtree(out / "scores/sidecars" / json.loads(scores_of_first.read_bytes())["key_id"])
     second = curate_run(*night(home, tmp_path, "--since", "latest", ranker=1))
     assert "another ranker" in before_of(second)["not_comparable"]
-    # What is new by content can be told all the same.
+    # What is new by content can be told all the same, also without a score of that run.
     known = set(content(first))
     whole = curate_run(*night(home, tmp_path, ranker=1))
     assert content(second) == [pair for pair in content(whole) if pair not in known]
 
-    scores_of_first = first / manifest_of(first)["inputs"][0]["manifest"]
-    shutil.rmtree(out / "scores/sidecars" / json.loads(scores_of_first.read_bytes())["key_id"])
+    shutil.rmtree(first / "picked")
     edit = json.loads((out / "latest.json").read_bytes()) | {"run": f"selected/{first.name}"}
     (out / "latest.json").write_text(json.dumps(edit))
     assert cli.run_job(curate.job, night(home, tmp_path, "--since", "latest", ranker=1)) == 2

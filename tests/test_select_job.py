@@ -1,15 +1,12 @@
 """Groups and copies through the jobs, against a plain loop over the pool.
 
-Most tests run the passes in this process, each item and result pickled; what Ray does with them is
-tested where it matters.
+Most tests run the passes in this process; what Ray does with them is tested where it matters.
 """
 
 from __future__ import annotations
 
 import math
-import pickle
 from collections import Counter
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,16 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import cli, pipeline, score, score_plan, select_rows, select_write
-from jobs.publish_scores import publish_scores as publish
+from jobs import cli, pipeline, score, select_rows
 from jobs.rescore import Rescorer
-from jobs.select_stages import ScoredUnit, Told
-from jobs.select_write import plan_parts
-from scar_core.pool.rows import SIDECAR_SCHEMA, check_pairs, content_hash
-from scar_core.pool.sidecars import write_sidecar
-from scar_core.pool.units import Unit, read_ranges
-from scar_core.selection.extremes import Extremes
+from jobs.select_stages import ScoredUnit
+from jobs.select_write import plan_parts, write_part
+from scar_core.pool.rows import content_hash
+from scar_core.pool.units import Unit
+from scar_core.selection.picked import PICKED_SCHEMA, Picked, write_picked
 from scar_core.selection.precision import Rescored, write_rescored
+from tests.in_process import publish_drawn, run_here, small_chunks
 from tests.jobs_harness import manifest_of, rows_of, write_pool
 from tests.pools import open_one, texts, write
 from tests.tiny import tiny_ranker_dir
@@ -73,27 +69,13 @@ def publish_scores(
     config = score.ScoreConfig(
         pool=[str(pool)], ranker=str(ranker), out=str(out), unit_rows=32, precision=precision
     )
-    plan = score_plan.make_plan(config)
-    files = {file.path: file for file in plan.files}
-    sidecars = []
-    for unit in plan.units:
-        bounds = (unit.row_start, unit.row_start + unit.rows)
-        (table,) = read_ranges(files[unit.path], [bounds])
-        pairs = check_pairs(table, config)
+
+    def draw(unit: Unit, hashes: list[bytes | None]) -> np.ndarray:
         seed = [unit.row_start, *unit.path.encode()]
         errors = np.random.default_rng(seed).uniform(-error, error, unit.rows)
-        drawn = (exact_scores(unit, pairs.hashes) + errors).astype(np.float32).tolist()
-        zeros = [0] * unit.rows
-        columns = {
-            "row": range(*bounds),
-            "score": [s if h else None for s, h in zip(drawn, pairs.hashes, strict=True)],
-            "content_hash": pairs.hashes,
-            "reason": pairs.reasons,
-            **dict.fromkeys(("instruction_tokens", "response_tokens", "cut_tokens"), zeros),
-        }
-        table = pa.table(columns, schema=SIDECAR_SCHEMA)
-        sidecars.append(write_sidecar(config.out, unit=unit, key=plan.key, table=table))
-    publish(config, plan, sidecars)
+        return (exact_scores(unit, hashes) + errors).astype(np.float32)
+
+    publish_drawn(config, draw)
     return out
 
 
@@ -104,35 +86,10 @@ def exact_scores(unit: Unit, hashes: list[bytes | None]) -> np.ndarray:
     return (np.round(drawn, 1) + rows % 3 / 100).astype(np.float32)
 
 
-def travelled(thing: Any) -> Any:  # noqa: ANN401
-    """As another process gets it."""
-    return pickle.loads(pickle.dumps(thing))  # noqa: S301 - its own bytes
-
-
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Passes run in this process, over many small chunks; as through Ray, all is pickled."""
-
-    def run(stage: Any, items: Any, **options: Any) -> Any:  # noqa: ANN401
-        for item in items:
-            yield travelled(stage(travelled(item), **options))
-
-    def fold(stage: Any, items: Any, merge: Any, **options: Any) -> Any:  # noqa: ANN401
-        parts = list(run(stage, items, **options))
-        return merge([merge(parts[start::3]) for start in range(3) if parts[start::3]])
-
-    monkeypatch.setattr(pipeline, "run", run)
-    monkeypatch.setattr(pipeline, "fold", fold)
-    monkeypatch.setattr(cli, "connected", nullcontext)
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4})
-    small_chunks(monkeypatch)
-
-
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.passes.CHUNK_ROWS", 40)
-    monkeypatch.setattr("jobs.passes.TASKS_PER_CPU", 99)
-    monkeypatch.setattr("jobs.find_copies.CHUNK_ROWS", 50)
-    monkeypatch.setattr("scar_core.selection.groups.FETCHED_ROWS", 20)
+    """Passes run in this process."""
+    run_here(monkeypatch)
 
 
 def select(scores: Path, out: Path, *flags: str) -> Path:
@@ -319,26 +276,22 @@ def scored_units(path: Path, *, unit_rows: int) -> list[ScoredUnit]:
     ]
 
 
-def told(selected: dict[int, int]) -> Told:
-    return Told(
-        ordinals_M=np.array(list(selected), np.int64),
-        selected_M=np.array(list(selected.values()), np.int64),
-        sources={},
-        by_group_G=np.zeros(1, np.int64),
-        extremes=Extremes([], [], [], []),
-    )
+def listed(selected: dict[int, int]) -> list[Picked]:
+    """So many selected rows of each unit, in one file that is not there."""
+    ordinals_U, rows_U = np.array(list(selected), np.int64), np.array(list(selected.values()))
+    return [Picked(url="", entry={}, ordinals_U=ordinals_U, rows_U=rows_U)]
 
 
 def test_output_files_are_of_one_size(tmp_path: Path) -> None:
     """No small one is left over at the end; units keep their order."""
     path = write(tmp_path / "a.parquet", texts(4000), groups=[1000] * 4)
     units = scored_units(path, unit_rows=100)
-    row_bytes = units[0].file.bytes_per_row
-    rows = dict.fromkeys(range(40), int(2.2 * 2**20 / row_bytes / 40))
-    parts = plan_parts(units, told(rows), megabytes=1)
-    assert [len(part.units) for part in parts] == [13, 14, 13]
-    assert [u.ordinal for part in parts for u in part.units] == list(range(40))
-    assert plan_parts(units, told({}), megabytes=1)[0].rows == 0
+    rows = int(2.2 * 2**20 / units[0].file.bytes_per_row / 40)
+    parts = plan_parts(units, listed(dict.fromkeys(range(40), rows)), megabytes=1)
+    assert [len(part.slices) for part in parts] == [13, 14, 13]
+    starts = [one.start for part in parts for one in part.slices]
+    assert starts == list(range(0, 40 * rows, rows))
+    assert plan_parts(units, [], megabytes=1)[0].rows == 0
 
 
 def test_a_row_group_without_selected_rows_is_not_read(
@@ -355,20 +308,13 @@ def test_a_row_group_without_selected_rows_is_not_read(
         return plain(self, *args, row_groups=row_groups, **kw)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
-    mask_N = np.zeros(500, np.bool_)
-    mask_N[[3, 7, 130, 499]] = True
-
-    class Columns:
-        scores = pa.array(np.arange(500, dtype=np.float32))
-
-    class Marked:
-        def mask(self, _: object) -> np.ndarray:
-            return mask_N
-
-    monkeypatch.setattr(select_write, "columns_of", lambda *_, **__: [Columns()])
-    part = select_write.Part(path="data/x.parquet", units=(unit,), rows=4)
-    select_write.write_part(part, folder=str(tmp_path), cut=Marked(), score_column="s")  # type: ignore[arg-type]
+    rows = [3, 7, 130, 499]
+    columns = [["a.parquet"] * 4, rows, [bytes(16)] * 4, [float(row) for row in rows]]
+    table = pa.table(columns, schema=PICKED_SCHEMA)
+    picked = write_picked(str(tmp_path), "picked/x.parquet", [table], ordinals=[0])
+    (part,) = plan_parts([unit], picked, megabytes=1)
+    assert write_part(part, folder=str(tmp_path), score_column="s")["rows"] == 4
     assert read == [0, 2, 9]
-    table = pq.read_table(tmp_path / "data/x.parquet")
+    table = pq.read_table(tmp_path / part.path)
     assert table["s"].to_pylist() == [3.0, 7.0, 130.0, 499.0]
     assert table.drop_columns("s").equals(texts(500).take([3, 7, 130, 499]))

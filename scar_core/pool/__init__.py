@@ -5,5 +5,5 @@ files           a pool's Parquet files, footers read, columns checked
 units           a pool → units: the grain of scoring, resuming and counting
 sidecars        the scores of one unit as a small Parquet file; which are finished
 quarantine      rows and files that could not be scored, with reasons; how many may be
-changes         what became of a pool between two runs, and which rows are in both
+changes         what became of a pool's files between two runs
 """

@@ -9,6 +9,7 @@ quotas          what each group contributes, by largest remainder
 labels          a column of the pool as groups, and how many rows each has
 groups          a cut for every group at once
 copies          rows whose content a better row has, found range by range
+picked          what a run selected, row by row; which of it is new by content
 extremes        the best and worst rows, and those around the cut
 report          the numbers of a selection for a person
 """

@@ -130,23 +130,24 @@ def compare(parts: Sequence[Contents], *, which: Which) -> list[NDArray[np.uint3
 
 def write_contents(path: str, parts: Iterable[Contents]) -> None:
     """Store a chunk's contents, a batch for each range."""
-    _write(path, CONTENTS_SCHEMA, (list(part) for part in parts))
+    write_batches(path, CONTENTS_SCHEMA, ([pa.array(c) for c in part] for part in parts))
 
 
 def write_positions(path: str, parts: Iterable[NDArray[np.uint32]]) -> None:
     """Store positions, a batch for each chunk."""
-    _write(path, POSITIONS_SCHEMA, ([part] for part in parts))
+    write_batches(path, POSITIONS_SCHEMA, ([pa.array(part)] for part in parts))
 
 
-def _write(path: str, schema: pa.Schema, parts: Iterable[Sequence[NDArray[np.generic]]]) -> None:
+def write_batches(path: str, schema: pa.Schema, parts: Iterable[Sequence[pa.Array]]) -> None:
+    """Store columns, a batch for each part."""
     with storage.open_output(path) as file, pa.ipc.new_file(file, schema) as writer:
         for part in parts:
-            writer.write_batch(pa.record_batch([pa.array(c) for c in part], schema=schema))
+            writer.write_batch(pa.record_batch(list(part), schema=schema))
 
 
 def read_contents(path: str, index: int) -> Contents:
     """The contents of one range, of one chunk."""
-    with _opened(path) as reader:
+    with opened_batches(path) as reader:
         columns = reader.get_batch(index).columns
         return Contents(
             values_of(columns[0], np.uint64).copy(),
@@ -158,11 +159,12 @@ def read_contents(path: str, index: int) -> Contents:
 
 def read_positions(path: str, index: int) -> NDArray[np.uint32]:
     """The positions of one chunk, as one range or the chunk itself found them."""
-    with _opened(path) as reader:
+    with opened_batches(path) as reader:
         return values_of(reader.get_batch(index).column(0), np.uint32).copy()
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[pa.ipc.RecordBatchFileReader]:
+def opened_batches(path: str) -> Iterator[pa.ipc.RecordBatchFileReader]:
+    """What `write_batches` stored; gives any batch by itself."""
     with storage.open_input(path) as file, pa.ipc.open_file(file) as reader:
         yield reader

@@ -141,7 +141,7 @@ class Cut:
     nothing is selected."""
 
     def __post_init__(self) -> None:
-        """Refuse what `Radix` never makes, such as a file that was edited."""
+        """Refuse what `Radix` never makes."""
         length = len(self.digits)
         fits = SCORE_DIGITS <= length <= KEY_DIGITS if self.selected else length == 0
         if (
@@ -173,13 +173,8 @@ class Cut:
         return selected_N
 
     def to_json(self) -> dict[str, Any]:
-        """For a manifest; `from_json` is the inverse."""
+        """For a manifest."""
         return {"selected": self.selected, "digits": list(self.digits)}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Cut:
-        """The cut that `to_json` described."""
-        return cls(selected=value["selected"], digits=tuple(value["digits"]))
 
 
 class Step(NamedTuple):
