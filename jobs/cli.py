@@ -30,6 +30,7 @@ JOBS = {
     "score": "jobs.score",
     "select": "jobs.select_rows",
     "curate": "jobs.curate",
+    "doctor": "jobs.doctor",
 }
 
 HELP_FIRST = ("help", "config", "print_config")
