@@ -27,6 +27,7 @@ Config = TypeVar("Config")
 
 JOBS = {
     "train": "jobs.train",
+    "plan": "jobs.plan",
     "score": "jobs.score",
     "select": "jobs.select_rows",
     "curate": "jobs.curate",
