@@ -4,7 +4,8 @@ train        quadruples → a ranker directory
 score        pool + ranker → scores, one sidecar per unit
 select_rows  scores + a share → the best rows, exactly, with a manifest and a report
 curate       score, select, report: the main job
+doctor       whether such a run has what it needs
 verify       a published directory → what is not as it was published
 
-cli, progress and *_stages are what they are made of; sample is what `make demo` runs on.
+cli, progress, checks and *_stages are what they are made of; sample is what `make demo` runs on.
 """

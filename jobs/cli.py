@@ -30,6 +30,7 @@ JOBS = {
     "score": "jobs.score",
     "select": "jobs.select_rows",
     "curate": "jobs.curate",
+    "doctor": "jobs.doctor",
     "verify": "jobs.verify",
 }
 

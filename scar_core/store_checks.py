@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import time
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scar_core import storage, stores
+from scar_core import local_files, storage, stores
 from scar_core.errors import AccessError, StoreError
 
 if TYPE_CHECKING:
@@ -17,10 +20,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("scar_curate")
 
-_NO_CONDITIONAL_PUT = (
+NO_CONDITIONAL_PUT = (
     "this store puts a file over one that is there, also when asked not to: two runs that publish "
     "one directory at the same moment would not notice. Start one run at a time."
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A small hidden file that was put below a folder, and how the store took it."""
+
+    path: str
+    content: bytes
+    put_only_if_absent: bool
+    """Whether the store refused to put another one over it when asked to."""
+    ahead_seconds: tuple[float, float] | None
+    """The store's clock before ours, at least and at most; None where it tells no time."""
 
 
 def check_readable(paths: Iterable[str]) -> None:
@@ -36,15 +51,45 @@ def check_writable(folder: str) -> None:
     knows no put that only the first of several can do.
     """
     if storage.is_local(folder):
-        there = Path(storage.absolute(folder))
-        while not there.exists():
-            there = there.parent
+        there = _existing(folder)
         if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
             raise AccessError(
                 f"{folder}: nothing can be stored below {there}. Check the path and the "
                 "permissions, or choose another --out."
             )
-    _check(folder, _try_puts)
+        return
+    trial = put_trial(folder)
+    take_away(trial)
+    if not trial.put_only_if_absent:
+        logger.warning("%s", NO_CONDITIONAL_PUT)
+
+
+def put_trial(folder: str) -> Trial:
+    """Put a small hidden file below a folder, here or in a store; `take_away` removes it.
+
+    Of a local folder that is not there the next one above that is gets it.
+
+    Raises:
+        AccessError: nothing can be stored there.
+    """
+    if storage.is_local(folder):
+        return _put_local_trial(folder)
+    trials: list[Trial] = []
+    _check(folder, lambda filesystem, inner: trials.append(_put_trial(filesystem, inner, folder)))
+    return trials[0]
+
+
+def take_away(trial: Trial) -> bool:
+    """Remove a trial's file; whether it is gone: a role may have no right to delete."""
+    with suppress(OSError):
+        if storage.is_local(trial.path):
+            Path(trial.path).unlink()
+            return True
+        with stores.answered(trial.path):
+            filesystem, inner = stores.filesystem(trial.path, patient=False)
+            filesystem.rm_file(inner)
+            return True
+    return False
 
 
 def _check(path: str, ask: Callable[[Any, str], None]) -> None:
@@ -71,18 +116,76 @@ def _ask(filesystem: Any, inner: str) -> None:  # noqa: ANN401 - fsspec has no t
             raise
 
 
-def _try_puts(filesystem: Any, folder: str) -> None:  # noqa: ANN401 - as above
-    path = f"{folder.rstrip('/')}/.scar-{secrets.token_hex(8)}"
-    filesystem.pipe_file(path, b"1")
+def _existing(folder: str) -> Path:
+    """A local folder, or the next one above that is there."""
+    there = Path(storage.absolute(folder))
+    while not there.exists():
+        there = there.parent
+    return there
+
+
+def _put_local_trial(folder: str) -> Trial:
+    path = _existing(folder) / _trial_name()
+    content = path.name.encode()
+    before = time.time()
     try:
-        filesystem.pipe_file(path, b"2", mode="create")
-        refused = False
+        local_files.create(path, content)
+        modified = path.stat().st_mtime
     except OSError as error:
-        refused = stores.error_code(error) != "NotImplemented"
-    except (ValueError, NotImplementedError):
+        raise AccessError(
+            f"{folder}: nothing can be stored below {path.parent} ({error}). Check the path and "
+            "the permissions, or choose another --out."
+        ) from error
+    ahead = (modified - time.time(), modified - before)
+    try:
+        local_files.create(path, b"another")
         refused = False
-    finally:
-        with suppress(OSError):  # a role may have no right to delete, and needs none
+    except OSError:
+        refused = True
+    return Trial(path=str(path), content=content, put_only_if_absent=refused, ahead_seconds=ahead)
+
+
+def _put_trial(filesystem: Any, inner: str, folder: str) -> Trial:  # noqa: ANN401 - as above
+    name = _trial_name()
+    path, content = f"{inner.rstrip('/')}/{name}", name.encode()
+    before = time.time()
+    filesystem.pipe_file(path, content)
+    try:
+        refused = _refuses_another(filesystem, path)
+        after = time.time()
+        return Trial(
+            path=storage.join(folder, name),
+            content=content if refused else bytes(filesystem.cat_file(path)),
+            put_only_if_absent=refused,
+            ahead_seconds=_ahead(filesystem.info(path), before=before, after=after),
+        )
+    except BaseException:
+        with suppress(OSError):
             filesystem.rm_file(path)
-    if not refused:
-        logger.warning("%s", _NO_CONDITIONAL_PUT)
+        raise
+
+
+def _refuses_another(filesystem: Any, path: str) -> bool:  # noqa: ANN401 - as above
+    """Whether a put over a file is refused when it is asked for only where none is."""
+    try:
+        filesystem.pipe_file(path, b"another", mode="create")
+    except OSError as error:
+        return stores.error_code(error) != "NotImplemented"
+    except (ValueError, NotImplementedError):
+        return False
+    return False
+
+
+def _ahead(info: dict[str, Any], *, before: float, after: float) -> tuple[float, float] | None:
+    """How far a store's clock is before ours, which said `before` and `after` around a put."""
+    names = ("LastModified", "last_modified", "mtime", "updated", "created")
+    put = next((info[name] for name in names if info.get(name)), None)
+    if isinstance(put, datetime):
+        put = put.timestamp()
+    if not isinstance(put, int | float):
+        return None
+    return put - after, put + 1 - before  # stores tell whole seconds
+
+
+def _trial_name() -> str:
+    return f".scar-{secrets.token_hex(8)}"

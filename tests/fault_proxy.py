@@ -40,6 +40,8 @@ class Faults:
     """Cut every connection."""
     most: int | None = None
     """Faults in all, from the time this is set; None: no end."""
+    drop_header: bytes = b""
+    """Name of a header that the server never gets; requests that are signed are refused then."""
     match: bytes = b""
     """Only requests with these bytes in their head, such as `PUT ` or `manifest.json`."""
 
@@ -167,7 +169,7 @@ class _Connections:
                 await _pass_body(reader, headers, None)
             await _refuse(writer, with_body=not head.startswith(b"HEAD"))
             return False
-        upstream.write(head)
+        upstream.write(_without_header(head, self.proxy.faults.drop_header))
         await upstream.drain()
         if headers.get(b"expect", b"").lower() == b"100-continue":
             answer, answer_headers = await _read_head(up_reader)
@@ -197,6 +199,15 @@ async def _refuse(writer: asyncio.StreamWriter, *, with_body: bool) -> None:
         + (SLOW_DOWN if with_body else b"")
     )
     await writer.drain()
+
+
+def _without_header(head: bytes, name: bytes) -> bytes:
+    """The head of a request without the lines of a header."""
+    if not name:
+        return head
+    start = name.lower() + b":"
+    lines = head.split(b"\r\n")
+    return b"\r\n".join(line for line in lines if not line.lower().startswith(start))
 
 
 async def _read_head(reader: asyncio.StreamReader) -> tuple[bytes, Headers]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,7 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from tests.jobs_harness import ROOT
+from tests.s3_server import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +29,7 @@ OBJECT_STORE_BYTES = 100 * 2**20
 # A dead node is noticed in seconds, not in half a minute.
 FAST_HEALTH_CHECKS = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
 ENDS_WITHIN_SECONDS = 240.0
+RAY_START = (str(Path(sys.executable).parent / "ray"), "start")
 
 
 class RayCluster:
@@ -90,6 +96,49 @@ def three_nodes() -> Iterator[RayCluster]:
     finally:
         cluster.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def head_with_autoscaler(folder: Path, *, cpus: int, group: Mapping[str, Any]) -> Iterator[str]:
+    """A head with Ray's own autoscaler, whose nodes would be processes here; its address.
+
+    Not `AutoscalingCluster`: that one ends every other Ray of the machine.
+    """
+    import ray  # noqa: PLC0415 - as above
+
+    example = "autoscaler/_private/fake_multi_node/example.yaml"
+    config = yaml.safe_load((Path(ray.__file__).parent / example).read_text("utf-8"))
+    head = {"resources": {"CPU": cpus}, "node_config": {}, "max_workers": 0}
+    config["available_node_types"] = {"ray.head.default": head, "group": dict(group)}
+    file = folder / "autoscaler.yaml"
+    file.write_text(json.dumps(config))
+    port, *others = free_ports(4)
+    names = ("dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
+    flags = {
+        **dict(zip(names, others, strict=True)),
+        "port": port,
+        "num-cpus": cpus,
+        "object-store-memory": OBJECT_STORE_BYTES,
+        "autoscaling-config": file,
+        "temp-dir": folder / "ray",
+    }
+    process = subprocess.Popen(
+        [*RAY_START, "--head", "--block", *(f"--{name}={value}" for name, value in flags.items())],
+        env={**os.environ, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + ENDS_WITHIN_SECONDS
+        while socket.socket().connect_ex(("127.0.0.1", others[0])):
+            assert process.poll() is None, "the head node ended"
+            assert time.monotonic() < deadline, "the dashboard did not come up"
+            time.sleep(0.5)
+        yield f"127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 class Job:

@@ -25,13 +25,17 @@ if TYPE_CHECKING:
 # Neither is a secret of anybody; tests search files and logs for the second.
 ACCESS_KEY = "scar-test-key"
 SECRET_KEY = "scar-test-secret-5f1d2c"  # noqa: S105 - made up for a server on loopback
+READER_KEY = "scar-reader-key"
+READER_SECRET = "scar-reader-secret-77ab90"  # noqa: S105 - as above
 BUCKET = "scar"
+OPEN_BUCKET = "open"
+"""Anybody may do anything there, unsigned: a proxy can change requests that nobody signed."""
 START_SECONDS = 90
 
 
 @dataclass(frozen=True, kw_only=True)
 class S3Server:
-    """A running server with one bucket."""
+    """A running server with one bucket of its owner's, and one of everybody's."""
 
     endpoint: str
     """http://127.0.0.1:PORT"""
@@ -80,8 +84,15 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
+    reader = {
+        "name": "reader",
+        "credentials": [{"accessKey": READER_KEY, "secretKey": READER_SECRET}],
+        "actions": ["Read", "List"],
+    }
+    anybody = [f"{action}:{OPEN_BUCKET}" for action in ("Read", "Write", "List")]
+    anonymous = {"name": "anonymous", "credentials": [], "actions": anybody}
     config = folder / "identities.json"
-    config.write_text(json.dumps({"identities": [identity]}))
+    config.write_text(json.dumps({"identities": [identity, reader, anonymous]}))
     port, *others = free_ports(8)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -161,8 +172,9 @@ def _wait_until_it_stores(server: S3Server, process: subprocess.Popen[bytes], lo
             continue
         try:
             filesystem = server.filesystem()
-            if not filesystem.exists(BUCKET):
-                filesystem.mkdir(BUCKET)
+            for bucket in (BUCKET, OPEN_BUCKET):
+                if not filesystem.exists(bucket):
+                    filesystem.mkdir(bucket)
             filesystem.pipe_file(f"{BUCKET}/first", b"1")
         except OSError:  # it listens before it can store
             time.sleep(0.2)

@@ -19,6 +19,7 @@ CONFIGS = {
     "jobs.score": "ScoreConfig",
     "jobs.select_rows": "SelectConfig",
     "jobs.curate": "CurateConfig",
+    "jobs.doctor": "DoctorConfig",
 }
 
 

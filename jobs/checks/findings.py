@@ -1,0 +1,88 @@
+"""One finding a check, and work that is given up after a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+
+from scar_core.errors import ScarError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Status = Literal["ok", "warning", "failed", "skipped"]
+Result = TypeVar("Result")
+
+TOLD_BYTES = 400
+"""Of an error that is not ours; some hold a whole page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    """What was looked at; one finding has the name."""
+    status: Status
+    """`failed`: the run would fail or hang. `warning`: it would run, but not as one might think."""
+    found: str
+    """One sentence."""
+    next: str = ""
+    """What to do about it; empty where nothing is to be done, or `found` says it."""
+
+    def __str__(self) -> str:
+        """One line."""
+        words = f"{self.found.rstrip('.')}. {self.next}".split()
+        return f"{self.status:<7}  {self.check:<20}  {' '.join(words)}"
+
+
+class Limited(Generic[Result]):
+    """Work in a thread of its own, from now on; one that hangs is left behind when time is up."""
+
+    def __init__(self, work: Callable[[], Result], *, seconds: float) -> None:
+        self._seconds = seconds
+        self._until = time.monotonic() + seconds
+        self._results: list[Result] = []
+        self._errors: list[BaseException] = []
+        self._work = work
+        # A daemon: what hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._results.append(self._work())
+        except BaseException as error:  # noqa: BLE001 - `result` raises it
+            self._errors.append(error)
+
+    def result(self) -> Result:
+        """What the work gave, or raised; TimeoutError when its time is up."""
+        self._thread.join(max(0.0, self._until - time.monotonic()))
+        if self._errors:
+            raise self._errors[0]
+        if not self._results:
+            raise TimeoutError(f"no answer within {self._seconds:g} s")
+        return self._results[0]
+
+
+def finding_of(check: str, give: Callable[[], Finding], *, then: str = "") -> Finding:
+    """What `give` finds; an error is a finding too, with `then` as what to do next."""
+    try:
+        return give()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is what was found
+        mine = isinstance(error, ScarError)  # these say themselves what to do
+        return Finding(check=check, status="failed", found=told(error), next="" if mine else then)
+
+
+def told(error: BaseException) -> str:
+    """An error in one line, without the traceback that Ray puts into those of workers."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        return told(cause)
+    text = " ".join(str(error).split())
+    if isinstance(error, ScarError):
+        return text
+    name = "" if isinstance(error, TimeoutError) and text else f"{type(error).__name__}: "
+    return f"{name}{text if len(text) <= TOLD_BYTES else text[:TOLD_BYTES] + ' …'}"

@@ -1,0 +1,295 @@
+"""Ray, and a probe on each node of its cluster."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs import cli, pipeline
+from jobs.checks.findings import Finding, Limited, finding_of, told
+from jobs.checks.places import visits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from jobs.checks.places import Visit
+
+PACKAGES = ("scar-curate", "ray", "torch", "transformers", "tokenizers", "pyarrow")
+PINGS = 5
+HEAD = "node:__internal_head__"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """The file system below a folder of a node."""
+
+    folder: str
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Software:
+    """What a process runs on."""
+
+    python: str
+    packages: Mapping[str, str]
+    """Versions; empty where it is not installed."""
+    code: str
+    """A digest of the sources of this project."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a process of a node sees around it."""
+
+    software: Software
+    spill: Disk
+    """Where Ray puts what its object store cannot hold."""
+    temporary: Disk
+    """Where files are made before they go to a store."""
+    shared_memory_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A living node, as Ray lists it."""
+
+    id: str
+    name: str
+    """Its address; with a part of its id where several share one."""
+    is_head: bool
+    resources: Mapping[str, float]
+
+    @property
+    def store_bytes(self) -> float:
+        """Of its object store."""
+        return self.resources.get("object_store_memory", 0.0)
+
+    @property
+    def works(self) -> bool:
+        """Whether tasks or actors of a run can be on it."""
+        return self.resources.get("CPU", 0.0) > 0 or self.resources.get("GPU", 0.0) > 0
+
+
+@dataclass(kw_only=True)
+class Cluster:
+    """A cluster that is reached, and a probe on each of its nodes."""
+
+    nodes: list[Node]
+    driver: Software
+    probes: dict[str, Any] = field(default_factory=dict)
+    """Actors, by node id."""
+    facts: dict[str, Facts] = field(default_factory=dict)
+    """By node id; of those that answered."""
+    ahead_seconds: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """By node id, a node's clock before ours, at least and at most."""
+    silent: dict[str, str] = field(default_factory=dict)
+    """By node id why a probe has not answered."""
+
+    @property
+    def by_id(self) -> dict[str, Node]:
+        """The nodes."""
+        return {node.id: node for node in self.nodes}
+
+
+class NodeProbe:
+    """What looks around on a node; one call after the other."""
+
+    def facts(self) -> Facts:
+        """What there is."""
+        return facts_here()
+
+    def now(self) -> float:
+        """The node's clock."""
+        return time.time()
+
+    def visits(self, tasks: list[Visit], seconds: float) -> dict[str, tuple[bool, str]]:
+        """As `places.visits`, from this node."""
+        return visits(tasks, seconds=seconds)
+
+
+def software_here() -> Software:
+    """What this process runs on."""
+    packages = {name: _version(name) for name in PACKAGES}
+    return Software(python=platform.python_version(), packages=packages, code=_code())
+
+
+def facts_here() -> Facts:
+    """What this process of a node sees around it."""
+    shared = Path("/dev/shm")  # noqa: S108 - where Ray's object store lies
+    return Facts(
+        software=software_here(),
+        spill=_disk(_spill_folder()),
+        temporary=_disk(tempfile.gettempdir()),
+        shared_memory_bytes=shutil.disk_usage(shared).total if shared.is_dir() else None,
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _code() -> str:
+    """Two checkouts of one version may differ, and then so may what is pickled between them."""
+    top = Path(__file__).parents[2]
+    total = blake2b(digest_size=8)
+    for package in ("jobs", "scar_core"):
+        for path in sorted((top / package).rglob("*.py")):
+            total.update(f"{path.relative_to(top)}\n".encode() + path.read_bytes())
+    return total.hexdigest()
+
+
+def _disk(folder: str) -> Disk:
+    usage = shutil.disk_usage(folder)
+    return Disk(folder=folder, total_bytes=usage.total, free_bytes=usage.free)
+
+
+def _spill_folder() -> str:
+    """Where this node's Ray spills to: no public call tells it."""
+    import ray  # noqa: PLC0415 - `--help` must not wait for Ray
+
+    node = ray._private.worker._global_node  # noqa: SLF001 - as above
+    session = tempfile.gettempdir() if node is None else node.get_session_dir_path()
+    config = ray._private.state.state.get_system_config().get("object_spilling_config")  # noqa: SLF001
+    chosen = json.loads(config).get("params", {}).get("directory_path") if config else None
+    chosen = chosen[0] if isinstance(chosen, list) else chosen
+    return chosen if isinstance(chosen, str) and Path(chosen).is_dir() else session
+
+
+@contextmanager
+def reached(*, seconds: float) -> Iterator[tuple[Finding, Cluster | None]]:
+    """Ray as a run would reach it, for the length of a block; None where it cannot be."""
+    # Ray says at length that no signal handler is set in a thread, and needs none here.
+    logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
+    connection = cli.connected(worker_logs=False)
+    entering = Limited(connection.__enter__, seconds=seconds)
+    address = os.environ.get("RAY_ADDRESS")
+    where = f"the cluster at {address}" if address else "a Ray of this machine"
+    clusters: list[Cluster] = []
+
+    def look() -> Finding:
+        entering.result()
+        clusters.append(Limited(_cluster, seconds=seconds).result())
+        return _reached(where, clusters[0])
+
+    advice = (
+        "Check RAY_ADDRESS, the network between, and that Ray runs there; this machine must be one "
+        "of its nodes, and needs its token (RAY_AUTH_MODE=token)."
+        if address
+        else "See the log in Ray's folder (/tmp/ray/session_latest/logs)."
+    )
+    finding = finding_of("ray", look, then=advice)
+    if finding.status == "failed":
+        found = f"{where} is not reached: {finding.found}"
+        finding = Finding(check="ray", status="failed", found=found, next=finding.next)
+        clusters.clear()
+    try:
+        yield finding, clusters[0] if clusters else None
+    finally:
+        if clusters:
+            connection.__exit__(None, None, None)
+
+
+def _cluster() -> Cluster:
+    import ray  # noqa: PLC0415 - as above
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    addresses = [node["NodeManagerAddress"] for node in alive]
+    nodes = [
+        Node(
+            id=node["NodeID"],
+            name=address if addresses.count(address) == 1 else f"{address}/{node['NodeID'][:6]}",
+            is_head=HEAD in node["Resources"],
+            resources=node["Resources"],
+        )
+        for node, address in zip(alive, addresses, strict=True)
+    ]
+    return Cluster(nodes=nodes, driver=software_here())
+
+
+def _reached(where: str, cluster: Cluster) -> Finding:
+    """Ray itself refuses a driver of another version than the head's."""
+    total = {
+        kind: sum(node.resources.get(kind, 0.0) for node in cluster.nodes)
+        for kind in ("CPU", "GPU")
+    }
+    many = f"{len(cluster.nodes)} node{'s' if len(cluster.nodes) > 1 else ''}"
+    found = f"{where}: {many}, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
+    if not any(node.works for node in cluster.nodes):
+        advice = "Add a worker; a cluster that scales from zero adds one when a run asks for it."
+        return Finding(check="ray", status="warning", found=f"{found}; none works", next=advice)
+    return Finding(check="ray", status="ok", found=found)
+
+
+def probe(cluster: Cluster, *, seconds: float) -> None:
+    """Start a probe on each node, and note what it sees, and its clock, or why it does not."""
+    import ray  # noqa: PLC0415 - as above
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
+
+    actor = ray.remote(pipeline.with_access(NodeProbe))
+    for node in cluster.nodes:
+        there = NodeAffinitySchedulingStrategy(node_id=node.id, soft=False)
+        cluster.probes[node.id] = actor.options(num_cpus=0, scheduling_strategy=there).remote()
+    until = time.monotonic() + seconds
+    cluster.facts, cluster.silent = asked(
+        cluster.probes, lambda actor: actor.facts.remote(), until=until
+    )
+    for _ in range(PINGS):
+        for node_id in cluster.facts.keys() - cluster.silent.keys():
+            _ping(cluster, node_id, until=until)
+
+
+def _ping(cluster: Cluster, node: str, *, until: float) -> None:
+    """Ask a node for its time: it was told between the call and the answer."""
+    before = time.time()
+    times, silent = asked(
+        {node: cluster.probes[node]}, lambda actor: actor.now.remote(), until=until
+    )
+    after = time.time()
+    cluster.silent |= silent
+    if times:
+        least, most = cluster.ahead_seconds.get(node, (-math.inf, math.inf))
+        ahead = max(least, times[node] - after), min(most, times[node] - before)
+        cluster.ahead_seconds[node] = ahead
+
+
+def asked(
+    actors: Mapping[str, Any], call: Callable[[Any], Any], *, until: float
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What actors answer to a call by the time, and why the others do not, by their names."""
+    import ray  # noqa: PLC0415 - as above
+
+    refs = {call(actor): name for name, actor in actors.items()}
+    seconds = max(0.1, until - time.monotonic())
+    ready, late = ray.wait(list(refs), num_returns=len(refs), timeout=seconds) if refs else ([], [])
+    answers, faults = {}, {refs[ref]: f"no answer within {seconds:.0f} s" for ref in late}
+    for ref in ready:
+        try:
+            answers[refs[ref]] = ray.get(ref)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is what was found
+            faults[refs[ref]] = told(error)
+    return answers, faults
+
+
+def dismiss(actors: Mapping[str, Any]) -> None:
+    """End actors, also those that hang."""
+    import ray  # noqa: PLC0415 - as above
+
+    for actor in actors.values():
+        ray.kill(actor)
