@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from jobs import cli
 from jobs.checks.alike import clocks_finding, versions_finding
 from jobs.checks.findings import Finding, Limited, finding_of
-from jobs.checks.nodes import asked, dismiss, probe, reached
+from jobs.checks.nodes import asked, available_resources, dismiss, probe, reached
 from jobs.checks.places import (
     Visit,
     folders_of,
@@ -35,6 +35,7 @@ from scar_core.store_checks import take_away
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from jobs.checks.findings import Status
     from jobs.checks.nodes import Cluster
     from jobs.checks.places import Tried
 
@@ -133,8 +134,8 @@ def _from_here(
 
     def found(look: Look) -> Finding:
         result = tried[look.name] = look.work.result()
-        status: str = "warning" if result.warning else "ok"
-        return Finding(check=look.name, status=status, found=result.found, next=result.warning)  # type: ignore[arg-type]
+        status: Status = "warning" if result.warning else "ok"
+        return Finding(check=look.name, status=status, found=result.found, next=result.warning)
 
     for look in looks:
         yield finding_of(look.name, partial(found, look), then=ADVICE.get(look.name, ""))
@@ -144,11 +145,9 @@ def _with_cluster(
     config: DoctorConfig, cluster: Cluster, looks: Sequence[Look], tried: dict[str, Tried]
 ) -> Iterator[Finding]:
     """All that needs Ray; the ranker is loaded meanwhile, for it takes longest."""
-    import ray  # noqa: PLC0415 - `--help` must not wait for Ray
-
     until = time.monotonic() + config.check_seconds
     resources = [node.resources for node in cluster.nodes]
-    available = ray.available_resources()
+    available = available_resources(cluster)
     started = start_ranker(config, resources, available) if config.ranker else None
     try:
         probe(cluster, seconds=config.check_seconds)

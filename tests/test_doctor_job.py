@@ -14,6 +14,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +23,8 @@ from jobs import cli, doctor
 from jobs.actors import ActorConfig
 from jobs.checks import places
 from jobs.checks.alike import SIGNED_REQUEST_SECONDS, clocks_finding, versions_finding
-from jobs.checks.nodes import Cluster, Disk, Facts, Node, Software
+from jobs.checks.facts import Disk, Facts, Software
+from jobs.checks.nodes import Cluster, Node, NodeProbe, asked
 from jobs.checks.room import Growth, disk_finding, object_store_finding, resources_finding
 from jobs.doctor import DoctorConfig
 from scar_core import storage, stores
@@ -174,6 +176,24 @@ def test_a_store_that_cannot_be_used_as_it_must_be_is_told(
     assert "Start one run at a time" in checks["out"]["next"]
     assert checks["out from nodes"]["status"] == "ok"
     assert s3.filesystem().find(OPEN_BUCKET) == []
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_node_where_something_is_not_installed_says_what() -> None:
+    """One line, not Ray's page: what cannot be imported there is named."""
+    import ray  # noqa: PLC0415 - only tests that ask for it pay for it
+
+    ghost = ModuleType("only_the_driver_has_it")
+    ghost.Probe = type("Probe", (NodeProbe,), {"__module__": ghost.__name__})  # type: ignore[attr-defined]
+    sys.modules[ghost.__name__] = ghost
+    actor = ray.remote(ghost.Probe).remote()
+    answers, faults = asked(
+        {"n": actor}, lambda actor: actor.facts.remote(), until=time.monotonic() + 60
+    )
+    assert answers == {}
+    assert faults["n"].endswith("ModuleNotFoundError: No module named 'only_the_driver_has_it'")
+    assert "\n" not in faults["n"]
+    del sys.modules[ghost.__name__]
 
 
 def test_a_ray_that_does_not_answer_is_a_line_and_not_a_wait(tmp_path: Path) -> None:
@@ -328,7 +348,7 @@ def cluster_of(*nodes: Mapping[str, float], **facts: Any) -> Cluster:  # noqa: A
     roomy = Disk(folder="/tmp", total_bytes=1000 * GIB, free_bytes=500 * GIB)  # noqa: S108 - none is
     seen = {"software": software(), "spill": roomy, "temporary": roomy, "shared_memory_bytes": None}
     listed = [
-        Node(id=str(index), name=f"node-{index}", is_head=index == 0, resources=resources)
+        Node(id=str(index), name=f"node-{index}", resources=resources)
         for index, resources in enumerate(nodes)
     ]
     return Cluster(

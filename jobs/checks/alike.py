@@ -10,7 +10,8 @@ from jobs.checks.findings import Finding
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from jobs.checks.nodes import Cluster, Software
+    from jobs.checks.facts import Software
+    from jobs.checks.nodes import Cluster
 
 Bounds = tuple[float, float]
 """Seconds by which a clock is before the driver's, at least and at most."""

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 Status = Literal["ok", "warning", "failed", "skipped"]
 Result = TypeVar("Result")
 
-TOLD_BYTES = 400
-"""Of an error that is not ours; some hold a whole page."""
+TOLD_LETTERS = 400
+"""Of an error that is not ours; some fill a page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +81,11 @@ def told(error: BaseException) -> str:
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):
         return told(cause)
-    text = " ".join(str(error).split())
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     if isinstance(error, ScarError):
-        return text
-    name = "" if isinstance(error, TimeoutError) and text else f"{type(error).__name__}: "
-    return f"{name}{text if len(text) <= TOLD_BYTES else text[:TOLD_BYTES] + ' …'}"
+        return " ".join(lines)
+    text = " ".join(lines)
+    if len(text) > TOLD_LETTERS:  # of a traceback the end says what it was
+        text = " … ".join(line[: TOLD_LETTERS // 2] for line in (lines[0], lines[-1]))
+    known = isinstance(error, TimeoutError) and text
+    return text if known else f"{type(error).__name__}: {text}"

@@ -2,65 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
-import platform
-import shutil
-import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import blake2b
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs import cli, pipeline
+from jobs.checks.facts import facts_here, software_here
 from jobs.checks.findings import Finding, Limited, finding_of, told
 from jobs.checks.places import visits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from jobs.checks.facts import Facts, Software
     from jobs.checks.places import Visit
 
-PACKAGES = ("scar-curate", "ray", "torch", "transformers", "tokenizers", "pyarrow")
 PINGS = 5
-HEAD = "node:__internal_head__"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Disk:
-    """The file system below a folder of a node."""
-
-    folder: str
-    total_bytes: int
-    free_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Software:
-    """What a process runs on."""
-
-    python: str
-    packages: Mapping[str, str]
-    """Versions; empty where it is not installed."""
-    code: str
-    """A digest of the sources of this project."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What a process of a node sees around it."""
-
-    software: Software
-    spill: Disk
-    """Where Ray puts what its object store cannot hold."""
-    temporary: Disk
-    """Where files are made before they go to a store."""
-    shared_memory_bytes: int | None
+SETTLE_SECONDS = 2.0
+"""A node has joined, or an actor is gone, for as long before Ray counts what is free."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +33,6 @@ class Node:
     id: str
     name: str
     """Its address; with a part of its id where several share one."""
-    is_head: bool
     resources: Mapping[str, float]
 
     @property
@@ -121,57 +83,6 @@ class NodeProbe:
         return visits(tasks, seconds=seconds)
 
 
-def software_here() -> Software:
-    """What this process runs on."""
-    packages = {name: _version(name) for name in PACKAGES}
-    return Software(python=platform.python_version(), packages=packages, code=_code())
-
-
-def facts_here() -> Facts:
-    """What this process of a node sees around it."""
-    shared = Path("/dev/shm")  # noqa: S108 - where Ray's object store lies
-    return Facts(
-        software=software_here(),
-        spill=_disk(_spill_folder()),
-        temporary=_disk(tempfile.gettempdir()),
-        shared_memory_bytes=shutil.disk_usage(shared).total if shared.is_dir() else None,
-    )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
-def _code() -> str:
-    """Two checkouts of one version may differ, and then so may what is pickled between them."""
-    top = Path(__file__).parents[2]
-    total = blake2b(digest_size=8)
-    for package in ("jobs", "scar_core"):
-        for path in sorted((top / package).rglob("*.py")):
-            total.update(f"{path.relative_to(top)}\n".encode() + path.read_bytes())
-    return total.hexdigest()
-
-
-def _disk(folder: str) -> Disk:
-    usage = shutil.disk_usage(folder)
-    return Disk(folder=folder, total_bytes=usage.total, free_bytes=usage.free)
-
-
-def _spill_folder() -> str:
-    """Where this node's Ray spills to: no public call tells it."""
-    import ray  # noqa: PLC0415 - `--help` must not wait for Ray
-
-    node = ray._private.worker._global_node  # noqa: SLF001 - as above
-    session = tempfile.gettempdir() if node is None else node.get_session_dir_path()
-    config = ray._private.state.state.get_system_config().get("object_spilling_config")  # noqa: SLF001
-    chosen = json.loads(config).get("params", {}).get("directory_path") if config else None
-    chosen = chosen[0] if isinstance(chosen, list) else chosen
-    return chosen if isinstance(chosen, str) and Path(chosen).is_dir() else session
-
-
 @contextmanager
 def reached(*, seconds: float) -> Iterator[tuple[Finding, Cluster | None]]:
     """Ray as a run would reach it, for the length of a block; None where it cannot be."""
@@ -215,7 +126,6 @@ def _cluster() -> Cluster:
         Node(
             id=node["NodeID"],
             name=address if addresses.count(address) == 1 else f"{address}/{node['NodeID'][:6]}",
-            is_head=HEAD in node["Resources"],
             resources=node["Resources"],
         )
         for node, address in zip(alive, addresses, strict=True)
@@ -235,6 +145,21 @@ def _reached(where: str, cluster: Cluster) -> Finding:
         advice = "Add a worker; a cluster that scales from zero adds one when a run asks for it."
         return Finding(check="ray", status="warning", found=f"{found}; none works", next=advice)
     return Finding(check="ray", status="ok", found=found)
+
+
+def available_resources(cluster: Cluster) -> dict[str, float]:
+    """What of the cluster's CPUs and GPUs is not in use, as soon as Ray knows."""
+    import ray  # noqa: PLC0415 - as above
+
+    kinds = ("CPU", "GPU")
+    total = {kind: sum(node.resources.get(kind, 0.0) for node in cluster.nodes) for kind in kinds}
+    until = time.monotonic() + SETTLE_SECONDS
+    while True:
+        available: dict[str, float] = ray.available_resources()
+        all_free = all(available.get(kind, 0.0) >= total[kind] for kind in kinds)
+        if all_free or time.monotonic() > until:
+            return available
+        time.sleep(0.1)
 
 
 def probe(cluster: Cluster, *, seconds: float) -> None:
