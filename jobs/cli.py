@@ -178,12 +178,14 @@ def run_job(job: Callable[[Sequence[str]], None], argv: Sequence[str] | None = N
 
 
 @contextmanager
-def connected(*, local_cpus: int | None = None, worker_logs: bool = True) -> Iterator[None]:
+def connected(
+    *, local_cpus: int | None = None, worker_logs: bool = True, quiet: bool = False
+) -> Iterator[None]:
     """A Ray cluster for the length of a block.
 
     Under `ray job submit`, or with RAY_ADDRESS set, it is that cluster; one that this process is
     connected to already is used as it is; else a local one is started, and stopped at the end.
-    Without `worker_logs` what a local one's workers write stays in Ray's files.
+    Without `worker_logs` what a local one's workers write stays in Ray's files; `quiet`: any one's.
     """
     import ray  # noqa: PLC0415 - `--help` and bad flags must not wait for Ray
     from ray.data import DataContext  # noqa: PLC0415
@@ -191,12 +193,12 @@ def connected(*, local_cpus: int | None = None, worker_logs: bool = True) -> Ite
     if ray.is_initialized():
         yield
         return
-    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
+    options: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.WARNING}
     if "RAY_ADDRESS" not in os.environ:
         # One CPU slot more than cores: readers and writers run beside actors that fill the cores.
         options |= {
             "address": "local",
-            "log_to_driver": worker_logs,
+            "log_to_driver": worker_logs and not quiet,
             "num_cpus": local_cpus or (os.cpu_count() or 1) + 1,
             "include_dashboard": False,
             "object_store_memory": LOCAL_OBJECT_STORE_BYTES,

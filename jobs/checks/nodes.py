@@ -88,7 +88,7 @@ def reached(*, seconds: float) -> Iterator[tuple[Finding, Cluster | None]]:
     """Ray as a run would reach it, for the length of a block; None where it cannot be."""
     # Ray says at length that no signal handler is set in a thread, and needs none here.
     logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
-    connection = cli.connected(worker_logs=False)
+    connection = cli.connected(quiet=True)
     entering = Limited(connection.__enter__, seconds=seconds)
     address = os.environ.get("RAY_ADDRESS")
     where = f"the cluster at {address}" if address else "a Ray of this machine"
