@@ -120,10 +120,13 @@ def ranker_finding(config: DoctorConfig, started: Started, *, until: float) -> F
     size = ActorSize.of(config)
     answers, faults = asked({CHECK: started.actor}, lambda _: started.loaded, until=until)
     if faults:
-        where, advice = f"an actor with {size}", "See the actor's log in Ray's dashboard."
+        where, advice = f"an actor with {size}", ""
         if not ray.wait([started.awake], timeout=0)[0]:
-            where, advice = f"{where} did not start", "Look at `ray status` for what it waits for."
-        return Finding(check=CHECK, status="failed", found=f"{where}: {faults[CHECK]}", next=advice)
+            where, advice = f"{where} did not start", "See what it waits for in `ray status`."
+        elif faults[CHECK].startswith("no answer"):
+            advice = "A large model, or a slow store or disk: allow more --check-seconds."
+        found = f"{where}: {faults[CHECK]}"
+        return Finding(check=CHECK, status="failed", found=found, next=advice)
     loaded: Loaded = answers[CHECK]
     found = (
         f"loaded on {loaded.device} in {loaded.load_seconds:.1f} s, {loaded.precision}; "
