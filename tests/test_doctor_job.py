@@ -124,30 +124,41 @@ def test_all_is_well_where_a_run_would_be(
 
 @pytest.mark.usefixtures("ray_session")
 def test_all_that_is_wrong_is_found_in_one_go(
-    tmp_path: Path, s3: S3Server, s3_folder: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A cut ranker, more GPUs than there are, a pool without the column, a store that hangs."""
-    pool = write_pool(tmp_path / "pool")
-    ranker = tiny_ranker_dir(tmp_path)
+    """A cut ranker, more GPUs than there are, a pool without the column, no place for results."""
+    pool, ranker = write_pool(tmp_path / "pool"), tiny_ranker_dir(tmp_path)
     cut_weights(ranker)
-    with fault_proxy(s3.port) as proxy:
-        proxy.faults.set(delay_seconds=3600.0)
-        options = json.dumps({"s3": s3.options(endpoint=proxy.endpoint)})
-        flags = ["--pool", str(pool), "--instruction-column", "question", "--ranker", str(ranker)]
-        flags += ["--actors", "4", "--gpus-per-actor", "1", "--out", f"{s3_folder}/out"]
-        checks = doctor_run(
-            capsys, *flags, "--storage-options", options, "--check-seconds", "15", code=2
-        )
+    flags = ["--pool", str(pool), "--instruction-column", "question", "--ranker", str(ranker)]
+    flags += ["--actors", "4", "--gpus-per-actor", "1", "--out", str(ranker / "config.json/out")]
+    checks = doctor_run(capsys, *flags, code=2)
     told = statuses(checks)
     assert {name for name, status in told.items() if status == "failed"} == {
         *("resources", "pool", "out", "ranker scores")
     }
     assert "no autoscaler" in checks["resources"]["found"]
     assert "'question'" in checks["pool"]["found"]
-    assert "no answer within 15 s" in checks["out"]["found"]
+    assert "nothing can be stored below" in checks["out"]["found"]
     assert "model.safetensors is damaged" in checks["ranker scores"]["found"]
     assert told["out from nodes"] == told["pool from nodes"] == "skipped"
     assert told["ranker from nodes"] == "ok"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_store_that_hangs_is_a_line_and_not_a_wait(
+    s3: S3Server, s3_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It takes the time of one check, and no node is sent after it."""
+    with fault_proxy(s3.port) as proxy:
+        proxy.faults.set(delay_seconds=3600.0)
+        options = json.dumps({"s3": s3.options(endpoint=proxy.endpoint)})
+        flags = ("--out", f"{s3_folder}/out", "--storage-options", options)
+        checks = doctor_run(capsys, *flags, "--check-seconds", "4", code=2)
+        assert (checks["out"]["status"], checks["out"]["found"]) == (
+            *("failed", "no answer within 4 s"),
+        )
+        assert checks["out from nodes"]["status"] == "skipped"
+        assert proxy.counts["requests"] > 0
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from dataclasses import dataclass
@@ -81,8 +82,13 @@ def growth() -> Growth:
         ]
         return Growth(at_work=True, groups=groups)
     status = get_cluster_status(ray.get_runtime_context().gcs_address)
-    first_version = internal_kv._internal_kv_get(b"__autoscaling_status")  # noqa: SLF001
-    return Growth(at_work=bool(status.stats.autoscaler_version) or first_version is not None)
+    names = {node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes)}
+    first_version = internal_kv._internal_kv_get("__autoscaling_status")  # noqa: SLF001
+    if first_version is not None:
+        report = json.loads(first_version).get("autoscaler_report") or {}
+        names = {*report.get("active_nodes", ()), *(report.get("idle_nodes") or ())}
+    # Where nobody adds nodes Ray still reports them, each as a kind of its own.
+    return Growth(at_work=any(not name.startswith("node_") for name in names))
 
 
 def resources_finding(
