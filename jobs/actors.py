@@ -145,11 +145,12 @@ def scored_units(
     actors: ActorConfig,
     on_bad_file: Policy = "fail",
     load: Callable[..., TokenScorer] | None = None,
+    name: str = "score",
 ) -> Dataset:
     """Read and tokenize on CPUs, score on actors: a row per unit, as it is finished.
 
     The dataset's rows are those that `score_stages.ScoreUnits` gives. `load` gives the scorer, if
-    not `score_stages.load_scorer`.
+    not `score_stages.load_scorer`. Ray shows it as `name`.
     """
     from ray.data import ActorPoolStrategy  # noqa: PLC0415
 
@@ -167,7 +168,7 @@ def scored_units(
         threads=None if on_gpu else max(1, round(actors.cpus_per_actor)),
     )
     tokenized = pipeline.stage(
-        pipeline.source(tasks, stall_minutes=actors.patience_minutes),
+        pipeline.source(tasks, name=name, stall_minutes=actors.patience_minutes),
         read_and_tokenize,
         fn_kwargs={
             "ranker": place,
