@@ -13,7 +13,7 @@ from scar_core import storage
 from scar_core.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from ray.data import Dataset, TaskPoolStrategy
 
@@ -29,6 +29,8 @@ STALLS_AT_MOST = 30
 # Ray's own is for ever: a file that crashes whoever reads it would keep a run from ending.
 READER_RETRIES = 20
 WRITER_CPUS = 0.05
+# What a task of a selection reserves, Ray's default.
+TASK_CPUS = 1.0
 # Each actor on CPUs leaves a sliver of them to readers and writers, which need no more. So these
 # find room on a node that is full of actors, too: where those of a lost node crowd in, actors
 # would else wait for readers that wait for actors to end.
@@ -66,6 +68,11 @@ class ActorConfig:
             )
         if self.gpus_per_actor < 0 or self.cpus_per_actor <= 0:
             raise ValueError("gpus_per_actor must be at least 0 and cpus_per_actor above 0")
+        if self.gpus_per_actor > 1 and self.gpus_per_actor % 1:
+            raise ValueError(
+                f"gpus_per_actor is a share of one GPU or a whole number, got "
+                f"{self.gpus_per_actor:g}"
+            )
         if self.stall_minutes is not None and self.stall_minutes <= 0:
             raise ValueError(f"stall_minutes must be above 0, got {self.stall_minutes:g}")
         parse_actors(self.actors)
@@ -111,25 +118,46 @@ def actor_bounds(config: ActorConfig) -> tuple[int, int]:
     """
     import ray  # noqa: PLC0415
 
-    there = ray.cluster_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = [node.get("CPU", 0.0) for node in nodes]
     if config.gpus_per_actor > 0:
-        free, each, what = there.get("GPU", 0.0), config.gpus_per_actor, "GPUs"
+        gpus = [node.get("GPU", 0.0) for node in nodes]
+        room, each = gpu_room(gpus, each=config.gpus_per_actor), f"{config.gpus_per_actor:g} GPUs"
+        there = f"{sum(gpus):g} GPUs"
+        if max(cpus, default=0.0) < TASK_CPUS:
+            _cannot("no node has a CPU: actors on GPUs reserve none, but all other work needs one.")
     else:
         # Readers and writers need their share, or the actors wait for them.
-        free = there.get("CPU", 0.0) - READER_CPUS
-        each, what = config.cpus_per_actor, "CPUs"
-    room = int(free / each)
+        free = sum(cpus) - READER_CPUS
+        room, each = int(free / config.cpus_per_actor), f"{config.cpus_per_actor:g} CPUs"
+        there = f"{free:g} CPUs beside its readers"
     bounds = parse_actors(config.actors) or (max(1, room), max(1, room))
     if bounds[0] > room:
-        message = (
-            f"--actors {config.actors} with {each:g} {what} each needs {bounds[0] * each:g} {what}"
-            f"; the cluster has {free:g} beside its readers."
+        _cannot(
+            f"--actors {config.actors} with {each} each: the cluster has room for {room}, with "
+            f"{there}. Ask for fewer actors or a smaller share."
         )
-        if "RAY_ADDRESS" not in os.environ:
-            raise InputError(f"{message} Ask for fewer actors or a smaller share.")
-        logger.warning("%s More will start when it grows.", message)
     # Fewer to begin with: what there is no room for would keep the readers' room, too.
     return min(bounds[0], max(1, room)), bounds[1]
+
+
+def gpu_room(gpus: Iterable[float], *, each: float) -> int:
+    """Actors that find room on nodes with so many GPUs.
+
+    Ray gives an actor a share of one GPU, or whole ones of one node: of two GPUs, 0.6 each are for
+    two actors, not for three.
+    """
+    if each > 1:
+        return sum(int(node / each) for node in gpus)
+    on_one = int(1 / each + 1e-9)  # three thirds are one
+    return on_one * sum(map(int, gpus))
+
+
+def _cannot(message: str) -> None:
+    """This machine will never have more; a cluster may grow."""
+    if "RAY_ADDRESS" not in os.environ:
+        raise InputError(message)
+    logger.warning("%s More will start when it grows.", message)
 
 
 def stored_ranker(ranker: str) -> str:
@@ -155,11 +183,12 @@ def scored_units(
     actors: ActorConfig,
     on_bad_file: Policy = "fail",
     load: Callable[..., TokenScorer] | None = None,
+    name: str = "score",
 ) -> Dataset:
     """Read and tokenize on CPUs, score on actors: a row per unit, as it is finished.
 
     The dataset's rows are those that `score_stages.ScoreUnits` gives. `load` gives the scorer, if
-    not `score_stages.load_scorer`.
+    not `score_stages.load_scorer`. Ray shows it as `name`.
     """
     from ray.data import ActorPoolStrategy  # noqa: PLC0415
 
@@ -177,7 +206,7 @@ def scored_units(
         threads=actors.threads,
     )
     tokenized = pipeline.stage(
-        pipeline.source(tasks, stall_minutes=actors.patience_minutes),
+        pipeline.source(tasks, name=name, stall_minutes=actors.patience_minutes),
         read_and_tokenize,
         fn_kwargs={
             "ranker": place,

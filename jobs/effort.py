@@ -41,6 +41,8 @@ class Effort:
             rows=sidecar.unit.rows,
             tokens=sidecar.tokens,
             quarantined=sidecar.quarantined,
+            encoded_tokens=result.encoded_tokens,
+            computed_tokens=result.computed_tokens,
             waited_seconds=result.waited_seconds,
             worked_seconds=result.worked_seconds,
         )

@@ -5,6 +5,7 @@ A line is one event: `time` (ISO 8601, UTC), `run`, `job` and `event`, then the 
 run_started         version
 plan_made           files, rows, units, units_done (scored by earlier runs); twice where the run
                     waited for another one
+scoring_started     units, rows: what this run has to score; where there is anything
 progress            rows_done, rows_total, rows_per_second, tokens_per_second, seconds_left; at most
                     one in ten seconds
 scoring_finished    of this run: rows, tokens, seconds, rows_per_second, tokens_per_second,

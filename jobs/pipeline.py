@@ -33,9 +33,10 @@ FAN_IN = 16
 MERGE_CPUS = 0.5
 
 
-def source(items: Sequence[Any], *, stall_minutes: float = STALL_MINUTES) -> Dataset:
+def source(items: Sequence[Any], *, name: str, stall_minutes: float = STALL_MINUTES) -> Dataset:
     """A dataset of objects, a block each; a stage gets them from `objects`.
 
+    Ray's dashboard and its metrics know what it is for by `name`.
     `results` gives up what nothing comes out of, and nothing moves in, for so many minutes.
     """
     import ray  # noqa: PLC0415 - `--help` and bad flags must not wait for Ray
@@ -47,7 +48,9 @@ def source(items: Sequence[Any], *, stall_minutes: float = STALL_MINUTES) -> Dat
     context.execution_no_progress_timeout_s = 60 * stall_minutes
     context.custom_execution_callback_classes = [StandstillWatch]
     rows = [{OBJECT_COLUMN: pickle.dumps(item)} for item in items]
-    return ray.data.from_items(rows, override_num_blocks=len(rows))
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    dataset.set_name(name)
+    return dataset
 
 
 def objects(batch: Batch) -> Iterator[Any]:
@@ -91,6 +94,14 @@ def with_access(function: Callable[..., Any]) -> Callable[..., Any]:
         function.__init__(self, *args, **kwargs)  # type: ignore[misc]
 
     return type(function.__name__, (function,), {"__init__": start})
+
+
+def _named(
+    closure: Callable[..., Any], work: Callable[..., Any], *, prefix: str = ""
+) -> Callable[..., Any]:
+    """The closure under the name of its work: Ray shows a stage as `MapBatches(NAME)`."""
+    closure.__name__ = closure.__qualname__ = prefix + work.__name__
+    return closure
 
 
 def results(dataset: Dataset) -> Iterator[Any]:
@@ -146,7 +157,7 @@ def run(work: Callable[..., Any], items: Sequence[Any], **options: Any) -> Itera
         return packed(work(item, **options) for item in objects(batch))
 
     if items:  # Ray Data knows no dataset of nothing
-        yield from results(stage(source(items), apply))
+        yield from results(stage(source(items, name=work.__name__), _named(apply, work)))
 
 
 def fold(
@@ -167,7 +178,8 @@ def fold(
     def join(batch: Batch) -> Batch:
         return packed([merge(objects(batch))])
 
-    results_left, dataset = len(items), stage(source(items), apply)
+    dataset = stage(source(items, name=work.__name__), _named(apply, work))
+    results_left, join = len(items), _named(join, work, prefix="merge_")
     cpus = MERGE_CPUS
     while results_left > 1:
         # Another CPU share than that before, or Ray Data makes one task of both: a stage FAN_IN

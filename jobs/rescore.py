@@ -81,6 +81,7 @@ class Rescorer:
             max_tokens=self.max_tokens,
             precision="fp32",
             actors=self.actors,
+            name="score_again",
         )
         written = pipeline.stage(
             scored,

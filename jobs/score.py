@@ -113,6 +113,7 @@ def _score_missing(
     missing_rows = sum(unit.rows for unit in plan.missing)
     effort = Effort()
     with cli.connected():
+        tell("scoring_started", units=len(plan.missing), rows=missing_rows)
         progress = Progress(total_rows=plan.rows, done_rows=plan.rows - missing_rows)
         for result in _dealt_until_done(config, plan, load):
             if isinstance(result, BadFile):

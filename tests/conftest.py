@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.s3_server import S3Server
+    from tests.watched import Watched
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +45,15 @@ def ray_session() -> Iterator[None]:
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         yield
     os.environ.pop("RAY_ADDRESS", None)
+
+
+@pytest.fixture(scope="session")
+def watched(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """Two nights of a curation, watched through events and metrics."""
+    from tests.watched import watch_two_nights  # noqa: PLC0415 - as above
+
+    del ray_session
+    return watch_two_nights(tmp_path_factory.mktemp("watched"))
 
 
 @pytest.fixture(params=["local", "memory", "s3"])

@@ -56,9 +56,15 @@ class RayCluster:
         """The nodes that work, in no order."""
         return list(self._cluster.worker_nodes)
 
-    def join(self, *, cpus: int = CPUS_PER_NODE, store_bytes: int = OBJECT_STORE_BYTES) -> None:
-        """Let a node join; it is alive when this returns."""
-        self._cluster.add_node(num_cpus=cpus, object_store_memory=store_bytes)
+    def join(
+        self,
+        *,
+        cpus: int = CPUS_PER_NODE,
+        gpus: int = 0,
+        store_bytes: int = OBJECT_STORE_BYTES,
+    ) -> None:
+        """Let a node join; it is alive when this returns. Ray takes our word for its GPUs."""
+        self._cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=store_bytes)
 
     def kill_node(self, node: Any) -> None:  # noqa: ANN401 - Ray's Node, which has no types
         """End a node's processes with SIGKILL, as when a spot machine is taken away."""

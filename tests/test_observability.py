@@ -6,26 +6,22 @@ import json
 import logging
 import re
 import time
-import urllib.request
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from jobs import cli, curate, events, progress, score, select_rows
+from jobs import cli, curate, events, metrics, progress, score, select_rows
 from jobs.events import EventsConfig, recording, tell
 from jobs.metrics import COUNTERS, GAUGES, UNIT_SECONDS
-from tests.jobs_harness import ROOT, curate_run, manifest_of, write_pool
+from tests.jobs_harness import ROOT, manifest_of
 from tests.tiny import tiny_ranker_dir
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-
-NOT_IN_THIS_RUN = {"scar_rows_rescored_total"}
-"""Its scores are fp32."""
+    from tests.watched import Watched
 
 
 def events_in(file: Path) -> list[dict[str, Any]]:
@@ -41,73 +37,109 @@ def told(job_events: list[dict[str, Any]], name: str) -> dict[str, Any]:
     return event
 
 
-# A real run, its events and its metrics
+# Two real runs, their events and their metrics
 
 
-def scrape(run: str) -> dict[tuple[str, str], float]:
-    """What this node offers to Prometheus of a run of ours: by name and reason."""
-    import ray  # noqa: PLC0415
-
-    node = ray.nodes()[0]
-    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        text = answer.read().decode()
-    return {
-        (sample.name.removeprefix("ray_"), sample.labels.get("reason", "")): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.labels.get("run") == run
-    }
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_run_is_seen_in_events_and_on_the_metrics_port(tmp_path: Path) -> None:
-    """What both tell is what the manifest says."""
-    pool = write_pool(tmp_path / "pool", rows=120, files=3)
-    arguments = ["--pool", str(pool), "--ranker", str(tiny_ranker_dir(tmp_path))]
-    arguments += ["--out", str(tmp_path / "out"), "--keep", "10%", "--unit-rows", "16"]
-    run = curate_run(*arguments, "--actors", "1")
-    (file,) = (tmp_path / "out/events").iterdir()
-    assert file.name == f"{run.name}.jsonl"
+def test_a_run_tells_what_its_manifest_says(watched: Watched) -> None:
+    """From its start to its end, in order."""
+    (file,) = (watched.out / "events").glob(f"{watched.first.name}.jsonl")
     seen = events_in(file)
-    counts = manifest_of(run)["counts"]
-    assert {(event["run"], event["job"]) for event in seen} == {(run.name, "curate")}
+    counts = manifest_of(watched.first)["counts"]
+    assert {(event["run"], event["job"]) for event in seen} == {(watched.first.name, "curate")}
     times = [datetime.fromisoformat(event["time"]) for event in seen]
     assert times == sorted(times)
     assert all(event["time"].endswith("Z") for event in seen)
     assert (seen[0]["event"], seen[-1]["event"]) == ("run_started", "run_finished")
     assert told(seen, "plan_made")["units"] == 9
+    started = told(seen, "scoring_started")
+    assert (started["units"], started["rows"]) == (9, 120)
     assert told(seen, "scoring_finished")["rows"] == 120
     assert told(seen, "rows_quarantined")["reasons"] == counts["quarantined"]
     assert told(seen, "rows_selected")["selected"] == counts["selected"]
-    assert told(seen, "pointer_written")["latest"] == f"selected/{run.name}"
+    assert told(seen, "pointer_written")["latest"] == f"selected/{watched.first.name}"
     published = [event for event in seen if event["event"] == "run_published"]
     assert [event["kind"] for event in published] == ["scores", "selection"]
     assert published[1]["counts"] == counts
     assert "unit_scored" not in {event["event"] for event in seen}
 
-    wanted = {
-        ("scar_rows_scored_total", ""): counts["scored"],
-        ("scar_units_done_total", ""): 9,
-        ("scar_tokens_total", ""): published[0]["counts"]["tokens"],
-        (f"{UNIT_SECONDS}_count", ""): 9,
-        **{
-            ("scar_rows_quarantined_total", reason): rows
-            for reason, rows in counts["quarantined"].items()
-        },
+
+def test_the_metrics_port_tells_what_the_run_did(watched: Watched) -> None:
+    """Of the second night what is new alone, the drift from the first, and nothing missing."""
+    now = watched.values(watched.second)
+    seen = events_in(watched.out / f"events/{watched.second.name}.jsonl")
+    started, scoring = told(seen, "scoring_started"), told(seen, "scoring_finished")
+    drift = told(seen, "compared")["before"]["drift"]["new_rows"]
+    quarantined = {reason: rows for (_, reason), rows in now.items() if reason}
+    assert (started["units"], started["rows"]) == (3, 40)
+    assert sum(quarantined.values()) == 4
+    assert now == now | {
+        ("scar_rows_scored_total", ""): 36,
+        ("scar_units_done_total", ""): 3,
+        ("scar_tokens_total", ""): scoring["tokens"],
+        (f"{UNIT_SECONDS}_count", ""): 3,
+        ("scar_units_left", ""): 0,
+        ("scar_rows_left", ""): 0,
+        ("scar_rows_selected", ""): told(seen, "rows_selected")["selected"],
     }
-    deadline = time.monotonic() + 60
-    while True:  # seen some ten seconds late
-        now = scrape(run.name)
-        found = {key: now.get(key) for key in wanted}
-        if found == wanted or time.monotonic() > deadline:
-            break
-        time.sleep(0.5)
-    assert found == wanted
-    assert now["scar_units_left", ""] == 0
-    assert now["scar_rows_selected", ""] == counts["selected"]
-    assert now["scar_actor_work_seconds_total", ""] > 0
-    assert {name for name, _ in now} >= {*COUNTERS, "scar_units_left"} - NOT_IN_THIS_RUN
+    assert now["scar_drift_psi", ""] == pytest.approx(drift["psi"])
+    padding = now["scar_computed_tokens_total", ""] / now["scar_encoded_tokens_total", ""]
+    assert padding == pytest.approx(scoring["computed_per_encoded_token"], abs=1e-4)
+    for counted in ("scar_actor_work_seconds_total", "scar_rows_rescored_total"):
+        assert now[counted, ""] > 0
+    assert {name for name, _ in now} >= {*COUNTERS, *GAUGES}
+
+
+def test_the_counters_of_a_run_that_is_over_stay_its_own(watched: Watched) -> None:
+    """Another run in the same process adds nothing to them."""
+    counts = manifest_of(watched.first)["counts"]
+    now = watched.values(watched.first)
+    assert now["scar_rows_scored_total", ""] == counts["scored"]
+    reasons = {reason: rows for (_, reason), rows in now.items() if reason}
+    assert reasons == counts["quarantined"]
+
+
+def test_ray_shows_each_stage_by_the_name_of_its_work(watched: Watched) -> None:
+    """In its dashboard and its metrics: no `apply`, no lambda, no path of a class."""
+    labels = [sample.labels for sample in watched.samples if "operator" in sample.labels]
+    datasets = {re.sub(r"_[0-9A-Za-z]+_\d+$", "", label["dataset"]) for label in labels}
+    stages = {re.sub(r"_\d+$", "", label["operator"]) for label in labels} - {"Input"}
+    assert {"score", "score_again", "scan_chunk", "write_part"} <= datasets
+    assert {"read_and_tokenize", "ScoreUnits", "write_sidecars", "scan_chunk", "write_part"} <= {
+        stage.removeprefix("MapBatches(").removesuffix(")") for stage in stages
+    }
+    for name in datasets | stages:
+        assert re.fullmatch(r"(MapBatches\()?[A-Za-z_]+\)?", name)
+        assert not re.search(r"\b(apply|join|lambda|dataset)\b", name)
+
+
+class Recorded:
+    """In place of Ray: what is set, and when it was last."""
+
+    def __init__(self, told: list[tuple[str, float]], name: str) -> None:
+        self.told, self.name = told, name
+
+    def set(self, value: float) -> None:
+        """Take note of it."""
+        self.told.append((self.name, value))
+
+
+def test_a_gauge_is_set_again_until_its_run_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray forgets one that is not, and a unit may take longer than that."""
+    sets: list[tuple[str, float]] = []
+    monkeypatch.setattr(metrics, "SECONDS_BETWEEN_SETS", 0.01)
+    monkeypatch.setattr(metrics, "_is_connected", lambda: True)
+    monkeypatch.setattr(metrics.RayMetrics, "_metric", lambda _, name: Recorded(sets, name))
+    with recording(EventsConfig(events="none"), job="j", run="r"):
+        tell("scoring_started", units=7, rows=70)
+        deadline = time.monotonic() + 60
+        while len(sets) < 8:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert set(sets) == {("scar_units_left", 7), ("scar_rows_left", 70)}
+    time.sleep(0.1)
+    after = len(sets)
+    time.sleep(0.1)
+    assert len(sets) == after
 
 
 def test_metrics_are_named_by_prometheus_conventions() -> None:
