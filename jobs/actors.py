@@ -71,6 +71,16 @@ class ActorConfig:
         parse_actors(self.actors)
 
     @property
+    def threads(self) -> int | None:
+        """Of one actor that scores on CPUs; None with a GPU."""
+        return None if self.gpus_per_actor > 0 else max(1, round(self.cpus_per_actor))
+
+    @property
+    def reserved_cpus(self) -> float:
+        """What one actor asks the cluster for."""
+        return 0.0 if self.gpus_per_actor > 0 else self.cpus_per_actor * (1 - SLIVER_RATIO)
+
+    @property
     def patience_minutes(self) -> float:
         """How long nothing may move."""
         if self.stall_minutes is not None:
@@ -164,7 +174,7 @@ def scored_units(
         ranker=place,
         max_tokens=max_tokens,
         precision=precision,
-        threads=None if on_gpu else max(1, round(actors.cpus_per_actor)),
+        threads=actors.threads,
     )
     tokenized = pipeline.stage(
         pipeline.source(tasks, stall_minutes=actors.patience_minutes),
@@ -185,6 +195,6 @@ def scored_units(
         fn_constructor_kwargs={"load": loaded, "stall_seconds": actors.batch_timeout_seconds},
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=low, max_size=high),
-        num_cpus=0 if on_gpu else actors.cpus_per_actor * (1 - SLIVER_RATIO),
+        num_cpus=actors.reserved_cpus,
         num_gpus=actors.gpus_per_actor,
     )

@@ -29,6 +29,7 @@ JOBS = {
     "train": "jobs.train",
     "score": "jobs.score",
     "select": "jobs.select_rows",
+    "plan": "jobs.plan",
     "curate": "jobs.curate",
     "verify": "jobs.verify",
 }

@@ -62,4 +62,6 @@ class Effort:
                 self.computed_tokens / max(self.encoded_tokens, 1), 4
             ),
             "actor_wait_ratio": round(self.wait_ratio, 4),
+            "encoded_tokens": self.encoded_tokens,
+            "actor_seconds": round(self.waited_seconds + self.worked_seconds, 1),
         }

@@ -8,7 +8,7 @@ plan_made           files, rows, units, units_done (scored by earlier runs); twi
 progress            rows_done, rows_total, rows_per_second, tokens_per_second, seconds_left; at most
                     one in ten seconds
 scoring_finished    of this run: rows, tokens, seconds, rows_per_second, tokens_per_second,
-                    computed_per_encoded_token, actor_wait_ratio
+                    computed_per_encoded_token, actor_wait_ratio, encoded_tokens, actor_seconds
 rows_quarantined    reasons: rows of the whole pool by reason; only where there are any
 rows_rescored       rows: scored again in fp32, in one round
 rows_selected       eligible, selected, threshold, files: how many are written

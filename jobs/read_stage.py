@@ -47,7 +47,7 @@ class ReadTask:
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(ranker: str, max_tokens: int) -> TextTokenizer:
+def tokenizer_of(ranker: str, max_tokens: int) -> TextTokenizer:
     """Loaded once per worker process."""
     # Read tasks run beside each other; threads of their own would take the scoring actors' cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -66,7 +66,7 @@ def read_and_tokenize(
 
     Of a file that cannot be read on, and may be quarantined, the last row says so instead.
     """
-    tokenizer = _tokenizer(ranker, max_tokens)
+    tokenizer = tokenizer_of(ranker, max_tokens)
     for task in pipeline.objects(batch):
         try:
             for unit, offsets, pairs in _read_pairs(task, columns):

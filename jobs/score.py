@@ -38,15 +38,13 @@ UNITS_PER_READ = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(PairColumns, UnitConfig, ActorConfig, QuarantineConfig, EventsConfig):
-    """Score every row of a pool with a ranker."""
+class ScoreInput(PairColumns, UnitConfig, ActorConfig, QuarantineConfig):
+    """A pool, and how it is scored."""
 
     pool: list[str]
     """Parquet files, folders and globs; one or several."""
     ranker: str
     """Ranker directory, or the hub name of one that scar-tool published."""
-    out: str
-    """Scores directory; finished units found there are not scored again."""
     max_tokens: int = 512
     """Tokens of a text that the encoder sees, special tokens included, at least 8;
     fewer if its positions end before."""
@@ -63,6 +61,14 @@ class ScoreConfig(PairColumns, UnitConfig, ActorConfig, QuarantineConfig, Events
         QuarantineConfig.__post_init__(self)
         if self.max_tokens < 8:  # noqa: PLR2004 - special tokens and a word
             raise ValueError(f"max_tokens must be at least 8, got {self.max_tokens}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(ScoreInput, EventsConfig):
+    """Score every row of a pool with a ranker."""
+
+    out: str
+    """Scores directory; finished units found there are not scored again."""
 
 
 def score(

@@ -16,7 +16,7 @@ from scar_core.store_checks import check_readable, check_writable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from jobs.score import ScoreConfig
+    from jobs.score import ScoreConfig, ScoreInput
     from scar_core.ranker.model import RankerConfig
 
 logger = logging.getLogger("scar_curate")
@@ -64,7 +64,7 @@ class Plan:
         )
 
 
-def resolved_precision(config: ScoreConfig) -> Literal["fp32", "bf16"]:
+def resolved_precision(config: ScoreInput) -> Literal["fp32", "bf16"]:
     """What `auto` means for these actors; CPUs are taken to be like this machine's."""
     import torch  # noqa: PLC0415
 
@@ -92,15 +92,24 @@ def readable_tokens(asked: int, ranker: RankerConfig, *, where: str) -> int:
 
 
 def make_plan(config: ScoreConfig) -> Plan:
-    """Read footers and list sidecars; nothing is started and nothing written.
+    """Read footers and list sidecars, when it is known that new ones can be written.
 
     Raises:
         InputError: the pool, the ranker or the access to a store needs fixing.
     """
-    from scar_core.ranker.checkpoint import check_ranker, ranker_fingerprint  # noqa: PLC0415 - torch
-
     check_readable([*config.pool, config.ranker])
     check_writable(storage.absolute(config.out))
+    return look_at(config, scores=config.out)
+
+
+def look_at(config: ScoreInput, *, scores: str) -> Plan:
+    """Read footers and list the sidecars in a scores directory; nothing is started or written.
+
+    Raises:
+        InputError: the pool or the ranker needs fixing.
+    """
+    from scar_core.ranker.checkpoint import check_ranker, ranker_fingerprint  # noqa: PLC0415 - torch
+
     ranker = check_ranker(config.ranker)
     files, bad_files = _open_files(config)
     units = plan_units(files, config)
@@ -112,7 +121,7 @@ def make_plan(config: ScoreConfig) -> Plan:
         max_tokens=readable_tokens(config.max_tokens, ranker, where=config.ranker),
         precision=resolved_precision(config),
     )
-    finished = find_finished(storage.absolute(config.out), units, key)
+    finished = find_finished(storage.absolute(scores), units, key)
     plan = Plan(files=files, bad_files=bad_files, units=units, key=key, finished=finished)
     logger.info(
         "pool: %s rows in %s files, %s units; %s units are scored already",
@@ -131,7 +140,7 @@ def make_plan(config: ScoreConfig) -> Plan:
     return plan
 
 
-def _open_files(config: ScoreConfig) -> tuple[list[PoolFile], list[BadFile]]:
+def _open_files(config: ScoreInput) -> tuple[list[PoolFile], list[BadFile]]:
     """The sound and the bad files of the pool."""
     if config.on_bad_file == "fail":
         return open_pool(config.pool, config), []
