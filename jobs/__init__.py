@@ -1,6 +1,7 @@
 """The jobs: thin layers that wire Ray around `scar_core`, in the order a pool meets them.
 
 train        quadruples → a ranker directory
+plan         pool + ranker → what scoring it would take, before anything is paid for
 score        pool + ranker → scores, one sidecar per unit
 select_rows  scores + a share → the best rows, exactly, with a manifest and a report
 curate       score, select, report: the main job

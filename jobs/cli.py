@@ -27,9 +27,9 @@ Config = TypeVar("Config")
 
 JOBS = {
     "train": "jobs.train",
+    "plan": "jobs.plan",
     "score": "jobs.score",
     "select": "jobs.select_rows",
-    "plan": "jobs.plan",
     "curate": "jobs.curate",
     "verify": "jobs.verify",
 }

@@ -6,6 +6,7 @@ import json
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +14,8 @@ import pytest
 
 from jobs import cli, plan, score
 from jobs.plan_figures import busiest_rows
+from jobs.score import ScoreConfig
+from jobs.score_plan import make_plan
 from scar_core.pool.sample import draw_rows
 from scar_core.pool.units import Unit
 from tests import pools
@@ -298,6 +301,24 @@ def test_a_complete_pool_leaves_nothing_to_do(
     assert report["sizes"]["sidecar_bytes"] == sum(sidecars)
     assert cli.run_job(plan.job, [*shared, "--out", str(scores)]) == 2
     assert "Pass it as --scores" in capsys.readouterr().err
+
+
+def test_a_plan_puts_nothing_into_a_store(
+    tmp_path: Path,
+    ranker: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not even to try whether it could; a run tries."""
+    pool = pools.write(tmp_path / "pool/a.parquet", pools.texts(100))
+    put: list[str] = []
+    memory = type(fsspec.filesystem("memory"))
+    monkeypatch.setattr(memory, "pipe_file", lambda _, path, *__, **___: put.append(path))
+    argv = ["--pool", str(pool), "--ranker", ranker, "--scores", "memory://curated/scores"]
+    assert planned(capsys, *argv)["left"]["rows"] == 100
+    assert not put
+    make_plan(ScoreConfig(pool=[str(pool)], ranker=ranker, out="memory://curated/scores"))
+    assert put
 
 
 # Time, cost, sizes

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 CONFIGS = {
     "jobs.train": "TrainConfig",
+    "jobs.plan": "PlanConfig",
     "jobs.score": "ScoreConfig",
     "jobs.select_rows": "SelectConfig",
     "jobs.curate": "CurateConfig",

@@ -3,6 +3,7 @@
 rows            what a pair must be to be scored, content hash, the sidecar's columns
 files           a pool's Parquet files, footers read, columns checked
 units           a pool → units: the grain of scoring, resuming and counting
+sample          rows drawn by chance from units, and intervals for what they say of all rows
 sidecars        the scores of one unit as a small Parquet file; which are finished
 quarantine      rows and files that could not be scored, with reasons; how many may be
 changes         what became of a pool between two runs, and which rows are in both
