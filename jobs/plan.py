@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs import cli
+from jobs.actors import parse_actors
 from jobs.plan_figures import cost_of, counts_of, sizes_of, time_of
 from jobs.plan_text import render
 from jobs.score import ScoreInput
@@ -99,14 +101,23 @@ def estimate(config: PlanConfig) -> dict[str, Any]:
     started = time.perf_counter()
     plan = look_at(config, scores=config.scores_folder)
     planned_seconds = time.perf_counter() - started
+    missing = plan.missing
     sample = _sampled(config, plan)
-    throughput = _throughput(config, plan, sample, planned_seconds)
     report = counts_of(config, plan, sample)
-    report["throughput"] = throughput and asdict(throughput)
-    report["time"] = throughput and time_of(config, plan, sample, throughput)
+    measuring = config.measure and bool(missing)
+    throughput = None if measuring else _known(config, plan)
+    # Ray starts actors, and says for how many there is room.
+    counting = throughput is not None and bool(missing) and parse_actors(config.actors) is None
+    started = time.perf_counter()
+    with cli.connected() if measuring or counting else nullcontext():
+        if measuring:
+            ready_seconds = planned_seconds + time.perf_counter() - started
+            throughput = _measured(config, plan, sample, ready_seconds)
+        report["throughput"] = throughput and asdict(throughput)
+        report["time"] = throughput and time_of(config, missing, sample, throughput)
     report["cost"] = cost_of(config, report["time"])
-    report["sizes"] = sizes_of(config, plan, sample)
-    report["notes"] = _notes(config, plan, sample, report)
+    report["sizes"] = sizes_of(config, plan, report)
+    report["notes"] = _notes(config, plan, report)
     return report
 
 
@@ -127,34 +138,32 @@ def _sampled(config: PlanConfig, plan: Plan) -> TokenSample:
     )
 
 
-def _throughput(
-    config: PlanConfig, plan: Plan, sample: TokenSample, planned_seconds: float
-) -> Throughput | None:
-    """Of one actor, from the best source there is; None where there is none."""
-    from jobs.throughput import Throughput, measured, recorded  # noqa: PLC0415 - as above
+def _measured(
+    config: PlanConfig, plan: Plan, sample: TokenSample, ready_seconds: float
+) -> Throughput:
+    from jobs.throughput import measured  # noqa: PLC0415 - as above
+
+    ranker, seconds = config.ranker, config.measure_seconds
+    return measured(
+        config, plan, sample, ranker=ranker, seconds=seconds, ready_seconds=ready_seconds
+    )
+
+
+def _known(config: PlanConfig, plan: Plan) -> Throughput | None:
+    """What is given, or else recorded; None where neither is."""
+    from jobs.throughput import Throughput, recorded  # noqa: PLC0415 - as above
 
     if config.tokens_per_second is not None:
         rate = config.tokens_per_second
         return Throughput(source="given", tokens_per_second=rate, start_seconds=None, details={})
-    if config.measure and plan.missing:
-        return measured(
-            config,
-            plan,
-            sample,
-            ranker=config.ranker,
-            seconds=config.measure_seconds,
-            planned_seconds=planned_seconds,
-        )
     return recorded(config.scores_folder, key=plan.key, config=config)
 
 
-def _notes(
-    config: PlanConfig, plan: Plan, sample: TokenSample, report: dict[str, Any]
-) -> list[str]:
+def _notes(config: PlanConfig, plan: Plan, report: dict[str, Any]) -> list[str]:
     """What a person should know before the run."""
     notes = []
-    spent, throughput = report["time"], report["throughput"]
-    if not plan.missing:
+    spent, throughput, left = report["time"], report["throughput"], report["left"]["units"]
+    if not left:
         notes.append("Everything is scored; a run publishes, or selects, and needs no actors.")
     elif throughput is None:
         notes.append(
@@ -164,14 +173,15 @@ def _notes(
         )
     elif throughput["start_seconds"] is None:
         notes.append("Start-up (Ray, workers, the ranker) is not in the time; --measure adds it.")
-    if spent and spent["actors"] > len(plan.missing) > 0:
+    if spent and spent["actors"] > left:
         notes.append(
-            f"{len(plan.missing):,} units are left, so no more than as many actors work; for more, "
+            f"{left:,} units are left, so no more than as many actors work; for more, "
             "use smaller --unit-rows from the first run on."
         )
-    if sample.reasons and config.on_bad_row == "fail":
+    if report["sample"]["reasons"] and config.on_bad_row == "fail":
         notes.append("Sampled rows cannot be scored: with --on-bad-row fail a run stops there.")
-    if sample.quarantined_ratio.estimate > config.max_bad_ratio:
+    bad = report["pool"]["quarantined_rows"]["estimate"]
+    if bad > config.max_bad_ratio * plan.rows:
         notes.append("More rows would be quarantined than --max-bad-ratio allows: a run fails.")
     if plan.key.precision == "bf16":
         notes.append("A selection scores rows near the cut again in fp32; that is not in the time.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from heapq import heapreplace
 from typing import TYPE_CHECKING, Any
 
-from jobs import cli
 from jobs.actors import actor_bounds, parse_actors
 from scar_core.pool.sample import CONFIDENCE, Interval
 from scar_core.pool.sidecars import total_quarantined
@@ -29,8 +28,10 @@ SCORE_BYTES = 4
 def counts_of(config: PlanConfig, plan: Plan, sample: TokenSample) -> dict[str, Any]:
     """Rows, units and tokens: of the pool, scored, left."""
     done = [plan.finished[unit.id] for unit in plan.units if unit.id in plan.finished]
+    quarantined = total_quarantined(done)
     rows_done = sum(sidecar.unit.rows for sidecar in done)
     tokens_done = sum(sidecar.tokens for sidecar in done)
+    bad_left = sample.quarantined_ratio.times(plan.rows - rows_done)
     return {
         "pool": {
             "rows": plan.rows,
@@ -40,13 +41,14 @@ def counts_of(config: PlanConfig, plan: Plan, sample: TokenSample) -> dict[str, 
             "bytes": sum(file.info.size_bytes for file in plan.files),
             "text_bytes": sum(g.text_bytes for file in plan.files for g in file.row_groups),
             "tokens": sample.tokens.plus(tokens_done)._asdict(),
+            "quarantined_rows": bad_left.plus(sum(quarantined.values()))._asdict(),
         },
         "scored": {
             "rows": rows_done,
             "units": len(done),
             "tokens": tokens_done,
             "cut_tokens": sum(sidecar.cut_tokens for sidecar in done),
-            "quarantined": total_quarantined(done),
+            "quarantined": quarantined,
         },
         "left": {
             "rows": plan.rows - rows_done,
@@ -78,15 +80,16 @@ def busiest_rows(units: Sequence[Unit], actors: int) -> int:
 
 
 def time_of(
-    config: PlanConfig, plan: Plan, sample: TokenSample, throughput: Throughput
+    config: PlanConfig, missing: Sequence[Unit], sample: TokenSample, throughput: Throughput
 ) -> dict[str, Any]:
-    """Wall time, and the time that actors are paid for."""
-    actors = _actors(config) if plan.missing else 0
+    """Wall time, and the time that actors are paid for; Ray must run for `--actors auto`."""
+    bounds = parse_actors(config.actors) or actor_bounds(config) if missing else (0, 0)
+    actors = bounds[1]
     rate = throughput.tokens_per_second
     work = sample.encoded_tokens.times(1 / rate)
-    rows = sum(unit.rows for unit in plan.missing)
-    longest = work.times(busiest_rows(plan.missing, actors) / max(rows, 1))
-    wall = longest.plus(throughput.start_seconds or 0.0) if plan.missing else longest
+    rows = sum(unit.rows for unit in missing)
+    longest = work.times(busiest_rows(missing, actors) / max(rows, 1))
+    wall = longest.plus(throughput.start_seconds or 0.0) if missing else longest
     hours = wall.times(actors / 3600)
     read_rate = sample.reader_seconds / max(sample.encoded_tokens.estimate, 1)
     return {
@@ -96,17 +99,8 @@ def time_of(
         "work_seconds": work._asdict(),
         "actor_hours": hours._asdict(),
         "gpu_hours": hours.times(config.gpus_per_actor)._asdict(),
-        "reader_cores": read_rate * rate * min(actors, len(plan.missing)),
+        "reader_cores": read_rate * rate * min(actors, len(missing)),
     }
-
-
-def _actors(config: PlanConfig) -> int:
-    """The most that --actors asks for; `auto` asks Ray, here or on the cluster."""
-    bounds = parse_actors(config.actors)
-    if bounds is not None:
-        return bounds[1]
-    with cli.connected():
-        return actor_bounds(config)[1]
 
 
 def cost_of(config: PlanConfig, spent: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -116,21 +110,19 @@ def cost_of(config: PlanConfig, spent: dict[str, Any] | None) -> dict[str, Any] 
     return Interval(**spent["actor_hours"]).times(config.price)._asdict()
 
 
-def sizes_of(config: PlanConfig, plan: Plan, sample: TokenSample) -> dict[str, Any]:
+def sizes_of(config: PlanConfig, plan: Plan, counts: dict[str, Any]) -> dict[str, Any]:
     """Bytes of all sidecars, and rows and bytes of the selected output where they can be known."""
-    done = list(plan.finished.values())
-    missing_rows = sum(unit.rows for unit in plan.missing)
+    done, left = list(plan.finished.values()), counts["left"]
     if done:
         per_row = sum(sidecar.bytes for sidecar in done) / sum(s.unit.rows for s in done)
-        missing_bytes = per_row * missing_rows
+        missing_bytes = per_row * left["rows"]
     else:
-        missing_bytes = SIDECAR_BYTES * len(plan.missing) + SIDECAR_BYTES_PER_ROW * missing_rows
+        missing_bytes = SIDECAR_BYTES * left["units"] + SIDECAR_BYTES_PER_ROW * left["rows"]
     keep = parse_keep(config.keep) if config.keep is not None else None
     selected = None
     if keep is not None and not isinstance(keep, KeepAbove):
-        bad = sum(total_quarantined(done).values())
-        eligible = plan.rows - bad - sample.quarantined_ratio.estimate * missing_rows
-        selected = rows_to_keep(keep, round(eligible))
+        bad = counts["pool"]["quarantined_rows"]["estimate"]
+        selected = rows_to_keep(keep, round(plan.rows - bad))
     row_bytes = sum(file.info.size_bytes for file in plan.files) / plan.rows + SCORE_BYTES
     return {
         "sidecar_bytes": round(sum(sidecar.bytes for sidecar in done) + missing_bytes),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from jobs import cli, pipeline
+from jobs import pipeline
 from jobs.actors import actor_bounds, parse_actors, stored_ranker
 from jobs.guarded import GuardedScorer
 from scar_core import storage
@@ -104,9 +104,9 @@ def measured(
     *,
     ranker: str,
     seconds: float,
-    planned_seconds: float,
+    ready_seconds: float,
 ) -> Throughput:
-    """Time an actor with the sampled rows, where Ray starts it: here, or on the cluster.
+    """Time an actor with the sampled rows, where the connected Ray starts it.
 
     On this machine's CPUs as many actors are timed side by side as a run would have here, because
     neighbours slow each other down; else one.
@@ -117,7 +117,7 @@ def measured(
         sample: of these rows.
         ranker: as the job takes it.
         seconds: for about so long.
-        planned_seconds: what planning took, as the job plans, too, before it starts.
+        ready_seconds: what it took to plan and to start Ray, as the job does, too.
 
     Raises:
         InputError: no sampled row can be scored.
@@ -129,11 +129,9 @@ def measured(
             "can be measured. Check --instruction-column and --response-column."
         )
     started = time.perf_counter()
-    with cli.connected():
-        load = _loader(config, plan, ranker)
-        actors = _start_actors(config, load)
-        start_seconds = time.perf_counter() - started + planned_seconds
-        paces = _paces(actors, sample, seconds=seconds)
+    actors = _start_actors(config, _loader(config, plan, ranker))
+    start_seconds = time.perf_counter() - started + ready_seconds
+    paces = _paces(actors, sample, seconds=seconds)
     scored_seconds = sum(pace.seconds for pace in paces)
     tokens = sum(pace.tokens for pace in paces)
     on_cpu = config.gpus_per_actor == 0
