@@ -63,5 +63,5 @@ class Effort:
             ),
             "actor_wait_ratio": round(self.wait_ratio, 4),
             "encoded_tokens": self.encoded_tokens,
-            "actor_seconds": round(self.waited_seconds + self.worked_seconds, 1),
+            "actor_seconds": round(self.waited_seconds + self.worked_seconds, 3),
         }

@@ -229,7 +229,7 @@ def recorded(scores: str, *, key: ScoringKey, config: ActorConfig) -> Throughput
             actors.get(name) == getattr(config, name)
             for name in ("gpus_per_actor", "cpus_per_actor")
         )
-        if manifest["key_id"] == key.id and alike and scoring.get("encoded_tokens"):
+        if manifest["key_id"] == key.id and alike and scoring.get("actor_seconds"):
             return Throughput(
                 source="recorded",
                 tokens_per_second=scoring["encoded_tokens"] / scoring["actor_seconds"],
