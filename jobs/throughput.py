@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # Kernels are chosen and memory is found at the first texts.
 WARM_UP_ROWS = 32
 FIRST_ROWS = 64
+PIECES = 4
+"""At least so many; larger pieces overshoot where a machine gets slower meanwhile."""
 RUNS_LOOKED_AT = 5
 """Published runs in which a rate is looked for: one that scored nothing has none."""
 
@@ -76,7 +78,7 @@ class TimedScorer:
     def pace(
         self, instructions: TokenRows, responses: TokenRows, *, seconds: float, seed: int
     ) -> Pace:
-        """Score rows in random order for about so many seconds, in pieces as large as fit."""
+        """Score rows in random order for about so many seconds."""
         rng = np.random.default_rng(seed)
         rows = len(instructions)
 
@@ -88,11 +90,10 @@ class TimedScorer:
             return Pace(len(picked), tokens, time.perf_counter() - started)
 
         score(WARM_UP_ROWS)
-        first = score(FIRST_ROWS)
-        count = max(FIRST_ROWS, int(seconds * first.rows / first.seconds))
-        done = score(count)
+        done = score(FIRST_ROWS)
         while done.seconds < seconds:
-            more = score(min(count, 1 + int((seconds - done.seconds) * done.rows / done.seconds)))
+            piece_seconds = min(seconds / PIECES, seconds - done.seconds)
+            more = score(1 + int(piece_seconds * done.rows / done.seconds))
             done = done.and_(more)
         return done
 
