@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -206,8 +205,15 @@ def test_faults_change_nothing_but_the_time(stored: Stored, local: Path) -> None
         assert all(proxy.counts.get(kind) for kind in kinds), proxy.counts
     assert stored.rows(run) == rows_of(local)
     assert stored.manifest(run)["counts"] == manifest_of(local)["counts"]
-    names = [re.sub(r".*/", "", name) for name in stored.server.filesystem().find(run)]
-    assert sorted(names) == ["manifest.json", "part-00000.parquet", "report.json"]
+    inside = f"{run.removeprefix('s3://')}/"
+    names = [name.removeprefix(inside) for name in stored.server.filesystem().find(run)]
+    assert sorted(names) == [
+        "data/part-00000.parquet",
+        "manifest.json",
+        "picked/part-0000000000.parquet",
+        "report.json",
+        "spread.json",
+    ]
 
 
 def test_a_killed_run_goes_on_where_it_was(stored: Stored, local: Path) -> None:
