@@ -16,7 +16,7 @@ import pytest
 
 from tests.s3_server import BUCKET
 from tests.walk_checks import Checks, check_run, check_secrets, check_turned_away
-from tests.walk_cluster import MARK, end_marked, marked
+from tests.walk_processes import MARK, end_marked, marked
 from tests.walk_steps import Step
 from tests.walk_world import CURATED, World, growth, the_sample
 

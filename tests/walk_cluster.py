@@ -3,125 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests import manifests
 from tests.s3_server import die_with_parent, free_ports
+from tests.walk_processes import RAY, TMP, Submission, end_marked, own_environment, own_tmp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
-RAY = str(Path(sys.executable).parent / "ray")
-MARK = "SCAR_WALKTHROUGH"
-"""In the environment of everything that is started, and so of what that starts."""
 OBJECT_STORE_BYTES = 150 * 2**20
 STARTS_WITHIN_SECONDS = 180.0
-ENDS_WITHIN_SECONDS = 900.0
-
-
-def marked(mark: str) -> list[int]:
-    """Processes that bear a mark, or one that begins so; none on systems without /proc."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            environment = path.read_bytes()
-        except OSError:  # it has ended, or is somebody else's
-            continue
-        if f"{MARK}={mark}".encode() in environment:
-            found.append(int(path.parent.name))
-    return found
-
-
-def end_marked(mark: str) -> None:
-    """SIGKILL to every process that bears a mark, by its id, until there is none."""
-    deadline = time.monotonic() + 30
-    while pids := marked(mark):
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"processes {pids} do not end")
-        time.sleep(0.1)
-
-
-def own_environment(mark: str, home: Path) -> dict[str, str]:
-    """This process's environment without what leads to a Ray or a store, and a home of its own.
-
-    `python` is that of the tests, as in a pod it is that of the image.
-    """
-    home.mkdir(parents=True, exist_ok=True)
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_"))}
-    return {
-        **kept,
-        "PATH": f"{Path(RAY).parent}{os.pathsep}{kept['PATH']}",
-        "HOME": str(home),
-        "TMPDIR": str(home),
-        "HF_HUB_OFFLINE": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        MARK: mark,
-    }
-
-
-class Submission:
-    """A command that runs beside the walk; what it says goes to a file."""
-
-    def __init__(
-        self, command: Sequence[str], *, environment: Mapping[str, str], log: Path
-    ) -> None:
-        self.log = log
-        with log.open("wb") as file:
-            self._process = subprocess.Popen(
-                command,
-                cwd=environment["HOME"],
-                env=environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self._started = time.monotonic()
-
-    @property
-    def running(self) -> bool:
-        """Whether it has not ended."""
-        return self._process.poll() is None
-
-    @property
-    def job(self) -> str:
-        """The name that Ray gave to the job it submitted."""
-        found = re.search(r"raysubmit_\w+", self.told())
-        if found is None:
-            raise RuntimeError(f"nothing was submitted:\n{self.told()[-3000:]}")
-        return found[0]
-
-    def wait(self) -> int:
-        """Its exit code."""
-        try:
-            return self._process.wait(ENDS_WITHIN_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise RuntimeError(f"it does not end:\n{self.told()[-3000:]}") from None
-
-    def wait_until(self, happened: Callable[[], bool], *, what: str) -> None:
-        """Return as soon as something has happened; an error if this ends before."""
-        while not happened():
-            if not self.running:
-                raise RuntimeError(f"it ended before {what}:\n{self.told()[-3000:]}")
-            time.sleep(0.2)
-
-    def told(self) -> str:
-        """What it has written so far."""
-        return self.log.read_text("utf-8", errors="replace")
 
 
 @dataclass(kw_only=True)
@@ -201,18 +99,22 @@ class Cluster:
         """`ray start` with the parameters that raycluster.yaml gives to a group."""
         [manifest] = manifests.read(manifests.CLUSTER / "raycluster.yaml")
         given: dict[str, Any] = manifests.groups(manifest)[group]["rayStartParams"]
+        environment = own_environment(f"{self.mark}.{name}", self.folder / name)
+        tmp, before = self.folder / name, own_tmp(self.folder / name) if group != "head" else []
+        if before:
+            tmp = TMP
+            environment |= {"HOME": str(TMP), "TMPDIR": str(TMP)}
         given = given | {
             "object-store-memory": OBJECT_STORE_BYTES,
             # Fixed by default, and taken by the first node of this machine.
             "dashboard-agent-listen-port": free_ports(1)[0],
-            "temp-dir": self.folder / name / "ray",
+            "temp-dir": tmp / "ray",
         }
         mode: str = manifest["spec"]["authOptions"]["mode"]
-        environment = own_environment(f"{self.mark}.{name}", self.folder / name)
         environment |= {**self.storage, "RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": self.token}
         with (self.folder / name / "log").open("wb") as log:
             self.nodes[name] = subprocess.Popen(
-                [RAY, "start", "--block", *_words(given), *flags],
+                [*before, RAY, "start", "--block", *_words(given), *flags],
                 env=environment,
                 stdout=log,
                 stderr=log,

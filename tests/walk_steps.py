@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tests.s3_server import BUCKET
 from tests.walk_checks import Checks, check_run, check_same_as_laptop
-from tests.walk_cluster import Cluster, Submission, own_environment
+from tests.walk_processes import Submission, own_environment
 from tests.walk_world import World, run_of
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from tests.walk_cluster import Cluster
     from tests.walk_world import Pod
 
 COLUMNS = ("step", "new", "scored", "selected", "seconds", "what came of it")

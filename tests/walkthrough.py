@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING
 from tests import manifests
 from tests.s3_server import SECRET_KEY, s3_server
 from tests.walk_checks import check_secrets, check_turned_away
-from tests.walk_cluster import Cluster, end_marked, marked
+from tests.walk_cluster import Cluster
+from tests.walk_processes import TMP, end_marked, marked
 from tests.walk_steps import COLUMNS, Step, Walk
 from tests.walk_world import World, growth, the_sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tests.walk_cluster import Submission
+    from tests.walk_processes import Submission
 
 FIRST_DAY = "2026-11-01"
 NIGHTS = {"2026-11-02": 1200, "2026-11-03": 2400, "2026-11-04": 600}
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def set_up(stack: ExitStack, mark: str) -> Walk:
     """Server, head, two workers, config files; all of it goes when the stack closes."""
     # A short path: the names of Ray's sockets lie below it.
-    folder = Path(tempfile.mkdtemp(prefix="walk-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="walk-", dir=TMP))
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
     (folder / "logs").mkdir()
     server = stack.enter_context(s3_server(folder / "s3"))
