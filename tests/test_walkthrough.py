@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from hashlib import sha256
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -19,6 +21,7 @@ from tests.walk_checks import Checks, check_run, check_secrets, check_turned_awa
 from tests.walk_processes import MARK, end_marked, marked
 from tests.walk_steps import Step
 from tests.walk_world import CURATED, World, growth, the_sample
+from tests.walkthrough import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,6 +166,27 @@ def test_a_pool_grows_by_rows_that_it_does_not_have(tmp_path: Path) -> None:
     assert len({table.schema for table in tables}) == 1
     pairs = [(row["instruction"], row["response"]) for t in tables for row in t.to_pylist()]
     assert len(set(pairs)) == len(set(pairs[:650])) + 50 + 70
+
+
+def test_a_night_that_is_due_while_the_last_one_runs_starts_when_it_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The newest that was missed does, the ones before it do not: as `Forbid` has it."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(time, "sleep", lambda seconds: setattr(clock, "now", clock.now + seconds))
+    told: list[Step] = []
+    walk: Any = SimpleNamespace(tell=told.append)
+    schedule = Schedule(60)
+    strikes = []
+    for night_seconds in (30, 140, 10, 10):
+        schedule.wait(walk)
+        strikes.append(clock.now - 1000)
+        clock.now += night_seconds
+    assert strikes == [0, 60, 200, 240]
+    [step] = told
+    assert step.outcome.startswith("due 20 s ago")
+    assert step.outcome.endswith("1 more skipped")
 
 
 def test_a_step_is_a_line_of_a_table() -> None:

@@ -68,7 +68,8 @@ class Cluster:
 
     def alive(self) -> set[str]:
         """The names of the workers that the head takes to be there."""
-        nodes = (self.ask("/api/v0/nodes") or {}).get("data", {}).get("result", {})["result"]
+        answer = self.ask("/api/v0/nodes") or {"data": {"result": {"result": []}}}
+        nodes = answer["data"]["result"]["result"]
         there = [node for node in nodes if node["state"] == "ALIVE"]
         return {name for node in there for name in node["resources_total"] if name in self.nodes}
 
