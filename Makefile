@@ -1,4 +1,4 @@
-# make demo | test | check | soak | bench: each sets up .venv first, when it is not there.
+# make demo | test | check | walkthrough | soak | bench: each sets up .venv first, when it is not there.
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -9,7 +9,7 @@ KEEP ?= 10%
 # Other quadruples, another ranker: a published directory is never written again.
 RANKER := $(DEMO)/ranker-$(firstword $(shell echo '$(QUADS)' | cksum))
 
-.PHONY: demo test check soak bench
+.PHONY: demo test check walkthrough soak bench
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -36,9 +36,13 @@ check: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
+walkthrough: .venv/ready
+	$(PY) -m tests.walkthrough
+
 soak: .venv/ready
 	$(PY) -m pytest -m soak --timeout 7200
 	$(PY) -m tests.storm
+	$(PY) -m tests.walkthrough
 
 bench: .venv/ready
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[bench]'

@@ -31,6 +31,8 @@ BUCKET = "scar"
 OPEN_BUCKET = "open"
 """Anybody may do anything there, unsigned: a proxy can change requests that nobody signed."""
 START_SECONDS = 90
+# Loaded ahead: a child between fork and exec had better only call.
+LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, before any thread
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call
         )
     try:
         server = S3Server(endpoint=f"http://127.0.0.1:{port}", pid=process.pid)
@@ -112,11 +114,11 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         process.wait()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Let no server outlive tests that are killed; Linux alone offers it."""
     if sys.platform == "linux":
         set_death_signal = 1
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+        LIBC.prctl(set_death_signal, signal.SIGKILL)
 
 
 def command(folder: Path, config: Path, *, port: int, others: list[int]) -> list[str]:
