@@ -13,6 +13,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from scar_core import stores
+from scar_core.errors import ScarError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -140,6 +141,9 @@ def results(dataset: Dataset) -> Iterator[Any]:
         raise ClusterError(
             f"Ray lost what it could not make good. Start again: finished work is kept. {error}"
         ) from error
+    except ScarError as error:
+        # From a worker it is an error of Ray's, too, and its text is a traceback.
+        raise getattr(error, "cause", error) from error
 
 
 def _resources() -> str:

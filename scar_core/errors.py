@@ -24,6 +24,11 @@ class ScarError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        """The text as it was given: Ray Data adds advice on its own flags to `args`."""
+        return self.message
 
 
 class InputError(ScarError):

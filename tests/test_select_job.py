@@ -18,6 +18,7 @@ from jobs import cli, pipeline, score, select_rows
 from jobs.rescore import Rescorer
 from jobs.select_stages import ScoredUnit
 from jobs.select_write import plan_parts, write_part
+from scar_core.errors import InputError, ScarError, StoreError
 from scar_core.pool.rows import content_hash
 from scar_core.pool.units import Unit
 from scar_core.selection.picked import PICKED_SCHEMA, Picked, write_picked
@@ -260,6 +261,20 @@ def test_results_are_merged_in_a_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     total = pipeline.fold(lambda item: Counter([item]), range(30), merge)
     assert total == Counter(range(30))
     assert seen == [1]
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("kind", [InputError, StoreError])
+def test_an_error_of_a_worker_arrives_as_it_was_raised(kind: type[ScarError]) -> None:
+    """One sentence: without Ray's traceback, and without its advice."""
+
+    def fail(_: int) -> None:
+        raise kind("where: found, wanted.")
+
+    with pytest.raises(kind) as raised:
+        list(pipeline.run(fail, [1, 2]))
+    assert type(raised.value) is kind
+    assert str(raised.value) == "where: found, wanted."
 
 
 def scored_units(path: Path, *, unit_rows: int) -> list[ScoredUnit]:
