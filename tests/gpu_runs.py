@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 WAITS_SECONDS = 60.0
 """For what should have happened long before; then the run goes on, and its test fails."""
-GO_ON = "go-on"
+LONG_TOKENS = 100
+"""A unit with a response of so many tokens is the one that may be held."""
+HELD, GO_ON = "held", "go-on"
 
 
 class GpuRun(NamedTuple):
@@ -41,7 +43,7 @@ class GpuRun(NamedTuple):
     together: int
     """Actors that must be at work before any of them goes on."""
     hold_last: bool
-    """Whether the unit of a single row ends only when its actor is the last one left."""
+    """Whether the unit of the long response ends only when its actor is the last one left."""
 
 
 class GpuResult(NamedTuple):
@@ -85,7 +87,8 @@ class Watched(PlainScorer):
         seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         (self.folder / f"{os.getpid()}-{self.units}").write_text(seen)
         self._wait(lambda: len(actors_of(self.folder)) >= self.together)
-        if self.hold_last and len(instructions) == 1:
+        if self.hold_last and responses.lengths_N.max() >= LONG_TOKENS:
+            (self.folder / HELD).touch()
             self._wait((self.folder / GO_ON).exists)
         return super().score_tokens(instructions, responses)
 
@@ -119,16 +122,19 @@ class Census(threading.Thread):
         self.ended = threading.Event()
 
     def run(self) -> None:
-        """Count; let the held unit go when one actor is left of several, and all is begun."""
+        """Count; let the held unit go when its actor is the only one left of several."""
         from ray._private.state import actors  # noqa: PLC0415
 
+        before = set(actors())  # those of an earlier run may yet have to end
         while not self.ended.wait(0.05):
             alive = sum(
                 "ScoreUnits" in actor["ActorClassName"] and actor["State"] == "ALIVE"
-                for actor in actors().values()
+                for name, actor in actors().items()
+                if name not in before
             )
             self.at_most = max(self.at_most, alive)
-            if not (self.folder / GO_ON).exists() and self.at_most > 1 and alive == 1:
+            waits = (self.folder / HELD).exists() and self.at_last == 0
+            if waits and self.at_most > 1 and alive == 1:
                 self.at_last = alive
                 (self.folder / GO_ON).touch()
 

@@ -7,13 +7,14 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pytest
 
 from jobs import cli
 from jobs.actors import ActorConfig, actor_bounds, gpu_room
 from jobs.score import ScoreConfig
 from scar_core.errors import InputError
-from tests.gpu_runs import GpuRun, run_on
+from tests.gpu_runs import LONG_TOKENS, GpuRun, run_on
 from tests.jobs_harness import manifest_of, rows_of, write_pool
 from tests.pools import texts, write
 from tests.ray_cluster import Job, three_nodes
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 ROWS = 97
 UNIT_ROWS = 4
 UNITS = 25
-"""The last one holds a single row."""
 
 # How many actors, without Ray
 
@@ -139,7 +139,9 @@ def test_the_readmes_flags_give_the_readmes_actors(
 def one_long_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A single file of a single row group."""
     folder = tmp_path_factory.mktemp("gpu-pool") / "pool"
-    write(folder / "one.parquet", texts(ROWS), groups=[ROWS])
+    table = texts(ROWS - 1)
+    last = {"instruction": ["Count."], "response": ["one and two and " * LONG_TOKENS]}
+    write(folder / "one.parquet", pa.concat_tables([table, pa.table(last)]), groups=[ROWS])
     return folder
 
 
