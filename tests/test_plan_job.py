@@ -313,7 +313,13 @@ def test_a_plan_puts_nothing_into_a_store(
     pool = pools.write(tmp_path / "pool/a.parquet", pools.texts(100))
     put: list[str] = []
     memory = type(fsspec.filesystem("memory"))
-    monkeypatch.setattr(memory, "pipe_file", lambda _, path, *__, **___: put.append(path))
+    real_put = memory.pipe_file
+
+    def noted(self: Any, path: str, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - fsspec's own
+        put.append(path)
+        real_put(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(memory, "pipe_file", noted)
     argv = ["--pool", str(pool), "--ranker", ranker, "--scores", "memory://curated/scores"]
     assert planned(capsys, *argv)["left"]["rows"] == 100
     assert not put
