@@ -72,9 +72,9 @@ class Chunk:
 
 
 @contextmanager
-def scratch(folder: str) -> Iterator[str]:
+def scratch(folder: str, *, name: str = "scratch") -> Iterator[str]:
     """A folder of this run for what its tasks pass on; gone at the end of the block."""
-    path = storage.join(folder, "scratch")
+    path = storage.join(folder, name)
     try:
         yield path
     finally:

@@ -58,7 +58,8 @@ class Against:
         """
         if not self.only_new or not isinstance(self.before, Before):
             return list(picked)
-        return find_new(self.before.urls, picked, folder=exchange)
+        rows_before = sum(entry["rows"] for entry in self.before.picked)
+        return find_new(self.before.urls, picked, folder=exchange, rows_before=rows_before)
 
     def inputs(self, folder: str) -> list[dict[str, Any]]:
         """For the manifest of a run in a folder: the run that decided what is left out."""
@@ -100,14 +101,19 @@ class Exchange:
         return storage.join(self.folder, f"news/new-{range_:06d}.arrow")
 
 
-def find_new(before: Sequence[str], now: Sequence[Picked], *, folder: str) -> list[Picked]:
+def find_new(
+    before: Sequence[str], now: Sequence[Picked], *, folder: str, rows_before: int
+) -> list[Picked]:
     """The rows selected now whose content was not selected before, in files below a folder.
 
     Two rows of one content that are both new are both there.
     """
-    most = sum(int(part.rows_U.sum()) for part in now)
+    rows_now = sum(int(part.rows_U.sum()) for part in now)
     exchange = Exchange(
-        folder=folder, before=tuple(before), now=tuple(now), ranges=1 + most // RANGE_ROWS
+        folder=folder,
+        before=tuple(before),
+        now=tuple(now),
+        ranges=1 + (rows_before + rows_now) // RANGE_ROWS,
     )
     files = range(len(before) + len(now))
     for stage, items in ((split_part, files), (meet_range, range(exchange.ranges))):

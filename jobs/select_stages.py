@@ -34,7 +34,7 @@ from scar_core.selection.labels import (
     merge_groups,
 )
 from scar_core.selection.order import Prefix, SidecarColumns
-from scar_core.selection.picked import Picked, picked_rows, write_picked
+from scar_core.selection.picked import Picked, picked_path, picked_rows, write_picked
 from scar_core.selection.precision import (
     Errors,
     Rescored,
@@ -305,8 +305,7 @@ def tell_chunk(
             yield picked_rows(scored.unit, columns, mask_N)
 
     ordinals = [scored.ordinal for scored in chunk]
-    path = f"picked/part-{ordinals[0]:010d}.parquet"
-    picked = write_picked(folder, path, selected(), ordinals=ordinals)
+    picked = write_picked(folder, picked_path(ordinals[0]), selected(), ordinals=ordinals)
     sources: dict[str, tuple[int, int]] | None = {}
     having = [scored for scored in chunk if _names_sources(scored, source_column)]
     for scored, labels in labelled(having, source_column):

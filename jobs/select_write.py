@@ -149,7 +149,7 @@ def _selected_rows(part: Part, schema: pa.Schema) -> Iterator[pa.Table]:
         held = list(group)
         picked = read_picked(url, ["row", "score"], start=held[0].start, stop=held[-1].stop)
         rows_M = values_of(picked["row"].combine_chunks(), np.int64)
-        stretches = _by_row_group(file, rows_M)
+        stretches = _stretches(file, held, rows_M)
         ranges = [(int(stretch[0]), int(stretch[-1]) + 1) for stretch in stretches]
         done = 0
         for table, stretch in zip(read_ranges(file, ranges), stretches, strict=True):
@@ -160,7 +160,14 @@ def _selected_rows(part: Part, schema: pa.Schema) -> Iterator[pa.Table]:
             done += len(stretch)
 
 
-def _by_row_group(file: PoolFile, rows_M: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Ascending rows of a file, those of each row group apart: one without any is not read."""
+def _stretches(
+    file: PoolFile, slices: Sequence[Slice], rows_M: NDArray[np.int64]
+) -> list[NDArray[np.int64]]:
+    """Ascending rows of a file, those of each row group and of each unit apart.
+
+    A row group without any is not read, and what is read at once is no longer than a unit.
+    """
     ends = np.cumsum([group.rows for group in file.row_groups])
-    return [part for part in np.split(rows_M, np.searchsorted(rows_M, ends)) if len(part)]
+    stops = np.cumsum([one.rows for one in slices])
+    cuts = np.union1d(np.searchsorted(rows_M, ends), stops)
+    return [part for part in np.split(rows_M, cuts) if len(part)]

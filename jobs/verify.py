@@ -7,6 +7,7 @@ selection is made again from them, which must lead to the same rows' number and 
 from __future__ import annotations
 
 import logging
+import secrets
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -14,25 +15,31 @@ from hashlib import sha256
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from jobs import cli, pipeline
 from jobs.actors import ActorConfig
 from jobs.find_copies import scratch
 from jobs.rescore import Rescorer
 from jobs.scored_pool import columns_of_key, open_pool_file, open_scores
-from jobs.select_rows import SelectOptions, settled
-from jobs.verify_stages import Listed, Seen, check_chunk, merge_seen
+from jobs.select_rows import PICKED_ROWS, SelectOptions, settled
+from jobs.select_stages import consecutive
+from jobs.verify_stages import Listed, Seen, check_chunk, differ_chunk, merge_seen
 from scar_core import storage
-from scar_core.errors import IncompleteError, InputError, RunError
+from scar_core.errors import AccessError, IncompleteError, InputError, RunError
 from scar_core.manifest import (
     check_counts,
     check_rows_held,
     follow_pointer,
     read_manifest,
 )
-from scar_core.store_checks import check_readable
+from scar_core.store_checks import check_readable, check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from jobs.passes import Judged
 
 logger = logging.getLogger("scar_curate")
 
@@ -47,7 +54,8 @@ class VerifyConfig:
     """Verify a published directory and all that it was made from."""
 
     run: str
-    """A published directory: a ranker, scores or a selection; of a curation, its newest one."""
+    """A published directory: a ranker, scores or a selection; of a curation, its newest one. Of a
+    selection with --dedup it must be writable: tasks pass on what they find there, for a while."""
 
 
 @dataclass(kw_only=True)
@@ -157,6 +165,8 @@ def _check_pool(folder: str, manifest: dict[str, Any], findings: Findings) -> No
     for entry in entries:
         try:
             open_pool_file(entry, folder, columns)
+        except AccessError:  # the store's fault, not the file's
+            raise
         except InputError as error:
             faults.append(str(error))
     findings.add("pool", f"{len(entries):,} files, as they were when scored", faults)
@@ -169,6 +179,8 @@ def _check_selection(folder: str, manifest: dict[str, Any], findings: Findings) 
     scores_folder = place.rpartition("/")[0]
     try:
         scores = read_manifest(scores_folder, kind="scores")
+    except AccessError:
+        raise
     except InputError as error:
         findings.add("scores", "", [str(error)])
         return
@@ -197,28 +209,53 @@ def _select_again(
         max_tokens=scores.manifest["key"]["max_tokens"],
         actors=ActorConfig(),
     )
-    passing_on = scratch(folder) if options.dedup == "exact" else nullcontext(folder)
+    passing_on: AbstractContextManager[str] = nullcontext(folder)
+    if options.dedup == "exact":  # two verifications at once have a folder each
+        passing_on = scratch(folder, name=f"scratch-{secrets.token_hex(4)}")
     try:
         with passing_on as exchange:
-            _, judged, _ = settled(scores, options, rescorer, exchange=exchange)
+            units, judged, _ = settled(scores, options, rescorer, exchange=exchange)
+            differing: int = pipeline.fold(
+                differ_chunk,
+                list(consecutive(units, rows=PICKED_ROWS)),
+                sum,
+                folder=folder,
+                cut=judged.cut,
+                groups=judged.groups,
+            )
+    except AccessError:
+        raise
     except (IncompleteError, InputError, MissingError) as error:
         findings.add("selection", "", [str(error)])
         return
-    found: dict[str, Any] = {"selected": judged.cut.selected, "threshold": judged.cut.threshold}
-    published = {
-        "selected": manifest["counts"]["selected"],
-        "threshold": None if manifest["threshold"] is None else float(manifest["threshold"]),
-    }
-    for share, entry in zip(judged.shares, manifest.get("groups", ()), strict=True):
-        found[share.group] = (share.quota, share.threshold)
-        published[entry["group"]] = (entry["quota"], entry["threshold"])
-    faults = [
-        f"{folder}: by the sidecars {name} is {value}, the manifest says {published.get(name)}."
-        for name, value in found.items()
-        if value != published.get(name)
-    ]
+    faults = list(_differences(folder, manifest, judged))
+    if differing:
+        faults.append(
+            f"{folder}: by the sidecars {differing:,} rows are selected that picked/ does not "
+            "list, or the reverse."
+        )
     told = f"{judged.cut.selected:,} rows, threshold {judged.cut.threshold}: as by the sidecars"
     findings.add("selection", told, faults)
+
+
+def _differences(folder: str, manifest: dict[str, Any], judged: Judged) -> Iterator[str]:
+    """Where a selection that was made again has other numbers than its manifest.
+
+    A threshold below which nothing was left out is not compared: it decided nothing, and of bf16
+    scores it may have been scored again since.
+    """
+    entries = manifest.get("groups") or [manifest | {"quota": manifest["counts"]["selected"]}]
+    selected = [(share.group, share.quota, share.threshold) for share in judged.shares]
+    selected = selected or [("", judged.cut.selected, judged.cut.threshold)]
+    for (group, quota, threshold), boundary, entry in zip(
+        selected, judged.boundaries_G, entries, strict=True
+    ):
+        where = f"{folder}: by the sidecars{f' {group}' if group else ''}"
+        if quota != entry["quota"]:
+            yield f"{where} has {quota:,} selected rows, the manifest says {entry['quota']:,}."
+        published = None if entry["threshold"] is None else float(entry["threshold"])
+        if not np.isnan(boundary) and threshold != published:
+            yield f"{where} has the threshold {threshold}, the manifest says {published}."
 
 
 class MissingError(RunError):
@@ -248,6 +285,8 @@ def job(argv: Sequence[str]) -> None:
         VerifyConfig, argv, prog="jobs.verify", description=__doc__ or "", positional=("run",)
     )
     folder, manifest = open_run(config.run)
+    if manifest["config"].get("dedup") == "exact":
+        check_writable(folder)
     with cli.connected():
         findings = verify(folder, manifest)
     for what, told in findings.sound:

@@ -1,4 +1,8 @@
-"""What runs on the workers of a verification: files, read again and held against a manifest."""
+"""What runs on the workers of a verification.
+
+check_chunk    files     →  which of them are as a manifest says
+differ_chunk   sidecars  →  rows that a cut selects and the run did not list, or the reverse
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,22 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.select_stages import columns_of
 from scar_core import storage
 from scar_core.manifest import describe_file
+from scar_core.selection.picked import PICKED_SCHEMA, picked_path, picked_rows, read_picked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from jobs.select_stages import ScoredUnit
+    from scar_core.selection.groups import GroupCuts
+    from scar_core.selection.labels import Groups
+    from scar_core.selection.radix import Cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,3 +104,31 @@ def _lowest(file: pq.ParquetFile, column: str) -> float | None:
         if batch.num_rows
     ]
     return min(lowest, default=None)
+
+
+def differ_chunk(
+    chunk: Sequence[ScoredUnit],
+    *,
+    folder: str,
+    cut: Cut | GroupCuts,
+    groups: Groups | None,
+) -> int:
+    """How many rows of some units are selected by a cut or listed by the run, and not both.
+
+    The units are those of one file of the run's lists.
+    """
+    names = ["path", "row"]
+    selected = pa.concat_tables(
+        picked_rows(scored.unit, columns, cut.mask(columns)).select(names)
+        for scored, columns in zip(chunk, columns_of(chunk, groups=groups), strict=True)
+    )
+    url = storage.join(folder, picked_path(chunk[0].ordinal))
+    listed = PICKED_SCHEMA.empty_table().select(names)
+    if storage.exists(url):
+        listed = read_picked(url, names).cast(listed.schema)
+    if selected.equals(listed):
+        return 0
+    mine, theirs = (
+        set(zip(*table.to_pydict().values(), strict=True)) for table in (selected, listed)
+    )
+    return len(mine ^ theirs)

@@ -114,8 +114,11 @@ def publish(
             another run published this directory first.
         LeaseLostError: the lease around this run was taken over, or cannot be confirmed.
     """
-    check_counts(counts, where=folder)
-    check_rows_held(kind, counts, files, where=folder)
+    try:
+        check_counts(counts, where=folder)
+        check_rows_held(kind, counts, files, where=folder)
+    except IncompleteError as error:
+        raise IncompleteError(f"{error} Nothing was published.") from error
     manifest = {
         "kind": kind,
         "version": MANIFEST_VERSION,
@@ -151,12 +154,12 @@ def check_counts(counts: dict[str, Any], *, where: str) -> None:
         if files != counts["files_in"]:
             raise IncompleteError(
                 f"{where}: {counts['files_in']:,} files went in, but scored + quarantined = "
-                f"{files:,}. Nothing was published."
+                f"{files:,}."
             )
     if "written" in counts and counts["written"] + counts["known"] != counts["selected"]:
         raise IncompleteError(
             f"{where}: {counts['selected']:,} rows are selected, but written + known = "
-            f"{counts['written'] + counts['known']:,}. Nothing was published."
+            f"{counts['written'] + counts['known']:,}."
         )
     if "rows_in" not in counts:
         return
@@ -167,7 +170,7 @@ def check_counts(counts: dict[str, Any], *, where: str) -> None:
         if total != counts["rows_in"]:
             raise IncompleteError(
                 f"{where}: {counts['rows_in']:,} rows went in, but "
-                f"{' + '.join(names)} + quarantined = {total:,}. Nothing was published."
+                f"{' + '.join(names)} + quarantined = {total:,}."
             )
 
 
@@ -178,10 +181,7 @@ def check_rows_held(
     held = next((name for name in _ROWS_HELD.get(kind, ()) if name in counts), None)
     rows = sum(entry["rows"] for entry in files)
     if held is not None and rows != counts[held]:
-        raise IncompleteError(
-            f"{where}: the files hold {rows:,} rows, {held} is {counts[held]:,}. "
-            "Nothing was published."
-        )
+        raise IncompleteError(f"{where}: the files hold {rows:,} rows, {held} is {counts[held]:,}.")
 
 
 def read_manifest(folder: str, *, kind: Kind | None = None) -> dict[str, Any]:

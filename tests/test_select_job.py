@@ -6,6 +6,7 @@ Most tests run the passes in this process; what Ray does with them is tested whe
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -333,3 +334,31 @@ def test_a_row_group_without_selected_rows_is_not_read(
     table = pq.read_table(tmp_path / part.path)
     assert table["s"].to_pylist() == [3.0, 7.0, 130.0, 499.0]
     assert table.drop_columns("s").equals(texts(500).take([3, 7, 130, 499]))
+
+
+def test_a_huge_row_group_is_not_held_to_write_a_few_of_its_rows(tmp_path: Path) -> None:
+    """Many real files are one row group; what a writer holds does not grow with them."""
+    rows, unit_rows = 40_000, 1000
+    noise = [os.urandom(500).hex() for _ in range(rows)]
+    table = pa.table({"instruction": ["q"] * rows, "response": noise})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, use_dictionary=False, compression="none")
+    del noise, table
+    units = scored_units(path, unit_rows=unit_rows)
+    chosen = [range(start, start + unit_rows, 50) for start in range(0, rows, unit_rows)]
+    tables = [
+        pa.table([["a.parquet"] * len(c), c, [bytes(16)] * len(c), [1.0] * len(c)], PICKED_SCHEMA)
+        for c in chosen
+    ]
+    picked = write_picked(
+        str(tmp_path), "picked/x.parquet", tables, ordinals=[unit.ordinal for unit in units]
+    )
+    (part,) = plan_parts(units, picked, megabytes=64)
+    plain = pa.default_memory_pool()
+    watched = pa.proxy_memory_pool(plain)
+    pa.set_memory_pool(watched)
+    try:
+        assert write_part(part, folder=str(tmp_path), score_column="s")["rows"] == rows // 50
+    finally:
+        pa.set_memory_pool(plain)
+    assert watched.max_memory() < path.stat().st_size / 2

@@ -111,7 +111,7 @@ def test_a_manifest_that_was_edited_is_found_out(
     selection = selection_of(copy)
 
     def other(manifest: dict[str, Any]) -> None:
-        manifest["threshold"] = float(manifest["threshold"]) - 0.5
+        manifest["groups"][0]["threshold"] -= 0.5
         manifest["counts"]["not_selected"] += 1
         manifest["groups"][1]["quota"] += 1
 
@@ -119,8 +119,8 @@ def test_a_manifest_that_was_edited_is_found_out(
     faults = faults_of(copy, capsys)
     assert len(faults) == 3
     assert "rows went in" in faults[0]
-    assert "by the sidecars s1 is" in faults[1]
-    assert "by the sidecars threshold is" in faults[2]
+    assert "by the sidecars s0 has the threshold" in faults[1]
+    assert "by the sidecars s1 has" in faults[2]
 
 
 def test_scores_that_were_swapped_with_care_are_found_out(

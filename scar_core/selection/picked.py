@@ -61,6 +61,11 @@ class Picked(NamedTuple):
     """How many rows of each."""
 
 
+def picked_path(first: int) -> str:
+    """Where the rows of units are listed, by the ordinal of the first unit; in the run's folder."""
+    return f"picked/part-{first:010d}.parquet"
+
+
 def picked_rows(unit: Unit, columns: SidecarColumns, mask_N: NDArray[np.bool_]) -> pa.Table:
     """The masked rows of a unit; reads hashes only if there are any."""
     offsets_M = np.flatnonzero(mask_N)
