@@ -9,7 +9,6 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jobs import cli, pipeline
 from jobs.events import tell, tell_published
@@ -31,6 +30,7 @@ from scar_core.pool.quarantine import (
     quarantined_rows,
 )
 from scar_core.pool.sidecars import sidecar_entry, total_quarantined
+from scar_core.tables import write_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -139,8 +139,9 @@ def _write_quarantine(
     folder = f"{run}/quarantine"
     written = []
     if plan.bad_files:
+        table = quarantined_files(plan.bad_files)
         path = f"{folder}/files.parquet"
-        written.append(_write_table(quarantined_files(plan.bad_files), scores=scores, path=path))
+        written.append(write_table(scores, path, [table], schema=table.schema))
     parts = [
         (f"{folder}/rows-{index:05d}.parquet", part)
         for index, part in enumerate(_consecutive(sidecars))
@@ -180,15 +181,7 @@ def write_quarantined_rows(
     """Write one file of quarantined rows; runs on any worker, and again gives the same bytes."""
     path, sidecars = part
     rows = pa.concat_tables(quarantined_rows(scores, sidecar, columns) for sidecar in sidecars)
-    return _write_table(rows, scores=scores, path=path)
-
-
-def _write_table(table: pa.Table, *, scores: str, path: str) -> PublishedFile:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.combine_chunks(), sink, compression="zstd")
-    data = sink.getvalue().to_pybytes()
-    storage.write_bytes(storage.join(scores, path), data)
-    return PublishedFile(path, table.num_rows, len(data), sha256(data).hexdigest())
+    return write_table(scores, path, [rows], schema=rows.schema)
 
 
 def portable_events(events: str | None, *, base: str) -> str | None:

@@ -315,7 +315,6 @@ def _publish(
         counts=report["counts"],
         threshold=report["threshold"],
         precision=report["precision"],
-        cut=judged.cut.to_json(),
         **({"groups": report["groups"]} if judged.groups else {}),
         picked=[part.entry for part in told.picked],
         files=files,

@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -221,9 +222,9 @@ def _answers(references: list[Any]) -> list[Any]:
 def recorded(scores: str, *, key: ScoringKey, config: ActorConfig) -> Throughput | None:
     """What the newest run in a scores directory achieved with this ranker and such actors."""
     folder = storage.join(storage.absolute(scores), "runs")
-    for run in sorted(storage.list_folders(folder), reverse=True)[:RUNS_LOOKED_AT]:
-        if not storage.exists(storage.join(folder, run, MANIFEST_NAME)):
-            continue
+    runs = sorted(storage.list_folders(folder), reverse=True)
+    published = (run for run in runs if storage.exists(storage.join(folder, run, MANIFEST_NAME)))
+    for run in islice(published, RUNS_LOOKED_AT):
         manifest = read_manifest(storage.join(folder, run), kind="scores")
         scoring, actors = manifest.get("scoring") or {}, manifest["config"]
         alike = all(

@@ -11,7 +11,7 @@ Array suffixes: N rows of a sidecar, M of them, G groups, W the four words of a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -164,17 +164,6 @@ class GroupCuts:
     def threshold(self) -> float | None:
         """The lowest selected score of all."""
         return min((score for score in self.thresholds if score is not None), default=None)
-
-    def to_json(self) -> dict[str, Any]:
-        """For a manifest: last keys in hexadecimal, by group number."""
-        rows = zip(self.words_GW.tolist(), self.selected_G.tolist(), strict=True)
-        last = [
-            "".join(f"{word:0{bits // 4}x}" for word, bits in zip(words, WORD_BITS, strict=True))
-            if selected
-            else None
-            for words, selected in rows
-        ]
-        return {"selected": self.selected, "last_keys": last}
 
     def mask(self, columns: SidecarColumns) -> NDArray[np.bool_]:
         """[N] whether each row of a sidecar is selected; reads hashes only to break a tie."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,10 +171,6 @@ class Cut:
             tied_M = tied_M[digits_M == self.digits[position]]
         selected_N[tied_M] = True
         return selected_N
-
-    def to_json(self) -> dict[str, Any]:
-        """For a manifest."""
-        return {"selected": self.selected, "digits": list(self.digits)}
 
 
 class Step(NamedTuple):
