@@ -52,7 +52,8 @@ class RayMetrics(logging.Handler):
         """What each of them shows now."""
         self._setting = threading.Lock()
         self._ended = threading.Event()
-        threading.Thread(target=self._set_again, daemon=True).start()
+        self._setter = threading.Thread(target=self._set_again, daemon=True)
+        self._setter.start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Count what an event tells."""
@@ -111,8 +112,9 @@ class RayMetrics(logging.Handler):
                     self._metric(gauge).set(value)
 
     def close(self) -> None:
-        """Let the gauges go."""
+        """Let the gauges go: nothing is set after this."""
         self._ended.set()
+        self._setter.join(timeout=5)
         super().close()
 
     def _metric(self, name: str) -> Any:  # noqa: ANN401 - Ray has no types
