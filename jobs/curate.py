@@ -14,7 +14,8 @@ from jobs.news import Against
 from jobs.score import ScoreConfig, score
 from jobs.score_plan import make_plan
 from jobs.scored_pool import check_score_column, open_scores
-from jobs.select_rows import SelectOptions, rescorer_of, select
+from jobs.select_rows import select
+from jobs.settled import SelectOptions, rescorer_of
 from scar_core import storage
 from scar_core.lease import held
 from scar_core.manifest import MANIFEST_NAME, last_run, new_run_id, write_pointer

@@ -11,8 +11,8 @@ from scar_core.selection.report import QUANTILES, shorten
 if TYPE_CHECKING:
     from jobs.passes import Judged
     from jobs.scored_pool import Scores
-    from jobs.select_rows import SelectOptions
     from jobs.select_stages import Told
+    from jobs.settled import SelectOptions
     from scar_core.selection.extremes import Extremes
     from scar_core.selection.order import Placed
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import dataclass
-from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from jobs import cli, pipeline
 from jobs import select_stages as stages
@@ -15,25 +14,24 @@ from jobs.actors import ActorConfig
 from jobs.before import SPREAD_NAME
 from jobs.comparison import compare
 from jobs.events import EventsConfig, recording, tell, tell_published
-from jobs.find_copies import mark, scratch
+from jobs.find_copies import scratch
 from jobs.news import Against
-from jobs.passes import Judged, judge
-from jobs.rescore import Rescorer, score_repeated, settle
 from jobs.scored_pool import Scores, check_score_column, open_scores
 from jobs.select_report import make_report
 from jobs.select_write import plan_parts, write_part
+from jobs.settled import SelectOptions, rescorer_of, settled
 from scar_core import storage
-from scar_core.errors import IncompleteError, InputError
+from scar_core.errors import IncompleteError
 from scar_core.manifest import MANIFEST_NAME, check_unpublished, new_run_id, publish, to_json
-from scar_core.selection.keep import parse_keep
 from scar_core.selection.labels import check_label_column
-from scar_core.selection.quotas import GroupRule, group_rule
 from scar_core.selection.report import render
 from scar_core.store_checks import check_readable, check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from jobs.passes import Judged
+    from jobs.rescore import Rescorer
     from jobs.select_stages import ScoredUnit, Told
     from jobs.select_write import Part
 
@@ -44,47 +42,6 @@ PICKED_ROWS = 1_000_000
 
 ALONE = Against()
 """A selection that is held against no other."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelectOptions:
-    """What to keep, and how it is written."""
-
-    keep: str
-    """What to keep: a share (10%), a number of rows (2500) or a threshold ('score>=1.5')."""
-    per: str | None = None
-    """Column of the pool whose values are groups; each keeps its part of --keep, by its own
-    threshold: in proportion to its eligible rows, by largest remainder. At most 100,000 groups."""
-    min_per_group: str | None = None
-    """With --per, the least that a group keeps: rows (100), or a share of the rows to keep (1%,
-    rounded up). A group with fewer eligible rows keeps them all."""
-    max_per_group: str | None = None
-    """With --per, the most that a group keeps: rows, or a share of the rows to keep (rounded
-    down)."""
-    dedup: Literal["none", "exact"] = "none"
-    """exact: of rows with the same instruction and response only the best-scored one can be kept,
-    and shares count distinct rows."""
-    source_column: str = "source"
-    """Column by which the report breaks the selection down, where the pool has it."""
-    score_column: str = "scar_score"
-    """Name of the column that is added to the selected rows."""
-    file_megabytes: int = 256
-    """Uncompressed size of an output file, about, at least 1."""
-
-    def __post_init__(self) -> None:
-        """Refuse what selects nothing."""
-        self.group_rule()
-        if self.file_megabytes < 1:
-            raise ValueError(f"file_megabytes must be at least 1, got {self.file_megabytes}")
-
-    def group_rule(self) -> GroupRule | None:
-        """How groups share the selection; None where nothing is asked per group."""
-        return group_rule(
-            parse_keep(self.keep),
-            per=self.per,
-            least=self.min_per_group,
-            most=self.max_per_group,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,41 +140,6 @@ def _write(
     return sorted(written, key=lambda entry: str(entry["path"]))
 
 
-def settled(
-    scores: Scores, options: SelectOptions, rescorer: Rescorer, *, exchange: str
-) -> tuple[list[ScoredUnit], Judged, dict[str, Any]]:
-    """The units, the selection that their scores lead to, and how precise those are.
-
-    Args:
-        scores: what to select from.
-        options: what to keep.
-        rescorer: for bf16 scores.
-        exchange: a folder for what tasks pass on, which the caller removes.
-
-    Raises:
-        IncompleteError: the sidecars hold other rows than the manifest says.
-    """
-    keep, rule = parse_keep(options.keep), options.group_rule()
-    units, rough = scores.units, scores.manifest["key"]["precision"] != "fp32"
-    already = 0
-    if options.dedup == "exact":
-        if rough:
-            units, already = score_repeated(rescorer, units, exchange)
-        units = mark(units, folder=exchange, which="copies")
-    if rough:
-        units, judged, precision = settle(
-            rescorer, units, partial(judge, keep=keep, rule=rule), already=already
-        )
-    else:
-        judged, precision = judge(units, keep, rule), {"scores": "fp32"}
-    if judged.counts.rows != scores.manifest["counts"]["rows_in"]:
-        raise IncompleteError(
-            f"{scores.folder}: sidecars hold {judged.counts.rows:,} rows, the manifest says "
-            f"{scores.manifest['counts']['rows_in']:,}. Score again."
-        )
-    return units, judged, precision
-
-
 def _tell(
     units: Sequence[ScoredUnit], judged: Judged, options: SelectOptions, *, folder: str
 ) -> Told:
@@ -246,38 +168,6 @@ def _tell(
             "job writes there."
         )
     return told
-
-
-def rescorer_of(scores: Scores, actors: ActorConfig, *, ranker: str | None = None) -> Rescorer:
-    """What scores rows again in fp32, should the scores be bf16 ones.
-
-    The ranker is the one that the scores' manifest names, unless another place is given.
-
-    Raises:
-        InputError: it is not the ranker that scored.
-    """
-    key = scores.manifest["key"]
-    named = scores.manifest["config"]["ranker"]
-    place = ranker
-    if place is None:
-        there = storage.locate(named, base=scores.folder)
-        place = there if storage.is_folder(there) else named
-    if key["precision"] != "fp32":
-        from scar_core.ranker.checkpoint import ranker_fingerprint  # noqa: PLC0415 - torch
-
-        if ranker_fingerprint(place) != key["ranker"]:
-            raise InputError(
-                f"{place}: is not the ranker of these bf16 scores; rows near the threshold cannot "
-                "be scored again. Pass it with --ranker."
-            )
-    return Rescorer(
-        scores=storage.locate(scores.manifest["files_below"], base=scores.folder),
-        key_id=scores.manifest["key_id"],
-        ranker=place,
-        columns=scores.columns,
-        max_tokens=key["max_tokens"],
-        actors=actors,
-    )
 
 
 def _publish(

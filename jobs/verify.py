@@ -22,8 +22,9 @@ from jobs.actors import ActorConfig
 from jobs.find_copies import scratch
 from jobs.rescore import Rescorer
 from jobs.scored_pool import columns_of_key, open_pool_file, open_scores
-from jobs.select_rows import PICKED_ROWS, SelectOptions, settled
+from jobs.select_rows import PICKED_ROWS
 from jobs.select_stages import consecutive
+from jobs.settled import SelectOptions, settled
 from jobs.verify_stages import Listed, Seen, check_chunk, differ_chunk, merge_seen
 from scar_core import storage
 from scar_core.errors import AccessError, IncompleteError, InputError, RunError

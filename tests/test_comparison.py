@@ -22,7 +22,8 @@ from jobs import score
 from jobs.before import Before, Gone, open_before
 from jobs.news import Against
 from jobs.scored_pool import open_scores
-from jobs.select_rows import SelectOptions, rescorer_of, select
+from jobs.select_rows import select
+from jobs.settled import SelectOptions, rescorer_of
 from scar_core.errors import InputError
 from scar_core.manifest import new_run_id, write_pointer
 from scar_core.pool.changes import match_files

@@ -1,0 +1,128 @@
+"""What to keep of scored rows, and the selection that their scores lead to, settled in fp32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from jobs.find_copies import mark
+from jobs.passes import Judged, judge
+from jobs.rescore import Rescorer, score_repeated, settle
+from scar_core import storage
+from scar_core.errors import IncompleteError, InputError
+from scar_core.selection.keep import parse_keep
+from scar_core.selection.quotas import GroupRule, group_rule
+
+if TYPE_CHECKING:
+    from jobs.actors import ActorConfig
+    from jobs.scored_pool import Scores
+    from jobs.select_stages import ScoredUnit
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectOptions:
+    """What to keep, and how it is written."""
+
+    keep: str
+    """What to keep: a share (10%), a number of rows (2500) or a threshold ('score>=1.5')."""
+    per: str | None = None
+    """Column of the pool whose values are groups; each keeps its part of --keep, by its own
+    threshold: in proportion to its eligible rows, by largest remainder. At most 100,000 groups."""
+    min_per_group: str | None = None
+    """With --per, the least that a group keeps: rows (100), or a share of the rows to keep (1%,
+    rounded up). A group with fewer eligible rows keeps them all."""
+    max_per_group: str | None = None
+    """With --per, the most that a group keeps: rows, or a share of the rows to keep (rounded
+    down)."""
+    dedup: Literal["none", "exact"] = "none"
+    """exact: of rows with the same instruction and response only the best-scored one can be kept,
+    and shares count distinct rows."""
+    source_column: str = "source"
+    """Column by which the report breaks the selection down, where the pool has it."""
+    score_column: str = "scar_score"
+    """Name of the column that is added to the selected rows."""
+    file_megabytes: int = 256
+    """Uncompressed size of an output file, about, at least 1."""
+
+    def __post_init__(self) -> None:
+        """Refuse what selects nothing."""
+        self.group_rule()
+        if self.file_megabytes < 1:
+            raise ValueError(f"file_megabytes must be at least 1, got {self.file_megabytes}")
+
+    def group_rule(self) -> GroupRule | None:
+        """How groups share the selection; None where nothing is asked per group."""
+        return group_rule(
+            parse_keep(self.keep),
+            per=self.per,
+            least=self.min_per_group,
+            most=self.max_per_group,
+        )
+
+
+def rescorer_of(scores: Scores, actors: ActorConfig, *, ranker: str | None = None) -> Rescorer:
+    """What scores rows again in fp32, should the scores be bf16 ones.
+
+    The ranker is the one that the scores' manifest names, unless another place is given.
+
+    Raises:
+        InputError: it is not the ranker that scored.
+    """
+    key = scores.manifest["key"]
+    named = scores.manifest["config"]["ranker"]
+    place = ranker
+    if place is None:
+        there = storage.locate(named, base=scores.folder)
+        place = there if storage.is_folder(there) else named
+    if key["precision"] != "fp32":
+        from scar_core.ranker.checkpoint import ranker_fingerprint  # noqa: PLC0415 - torch
+
+        if ranker_fingerprint(place) != key["ranker"]:
+            raise InputError(
+                f"{place}: is not the ranker of these bf16 scores; rows near the threshold cannot "
+                "be scored again. Pass it with --ranker."
+            )
+    return Rescorer(
+        scores=storage.locate(scores.manifest["files_below"], base=scores.folder),
+        key_id=scores.manifest["key_id"],
+        ranker=place,
+        columns=scores.columns,
+        max_tokens=key["max_tokens"],
+        actors=actors,
+    )
+
+
+def settled(
+    scores: Scores, options: SelectOptions, rescorer: Rescorer, *, exchange: str
+) -> tuple[list[ScoredUnit], Judged, dict[str, Any]]:
+    """The units, the selection that their scores lead to, and how precise those are.
+
+    Args:
+        scores: what to select from.
+        options: what to keep.
+        rescorer: for bf16 scores.
+        exchange: a folder for what tasks pass on, which the caller removes.
+
+    Raises:
+        IncompleteError: the sidecars hold other rows than the manifest says.
+    """
+    keep, rule = parse_keep(options.keep), options.group_rule()
+    units, rough = scores.units, scores.manifest["key"]["precision"] != "fp32"
+    already = 0
+    if options.dedup == "exact":
+        if rough:
+            units, already = score_repeated(rescorer, units, exchange)
+        units = mark(units, folder=exchange, which="copies")
+    if rough:
+        units, judged, precision = settle(
+            rescorer, units, partial(judge, keep=keep, rule=rule), already=already
+        )
+    else:
+        judged, precision = judge(units, keep, rule), {"scores": "fp32"}
+    if judged.counts.rows != scores.manifest["counts"]["rows_in"]:
+        raise IncompleteError(
+            f"{scores.folder}: sidecars hold {judged.counts.rows:,} rows, the manifest says "
+            f"{scores.manifest['counts']['rows_in']:,}. Score again."
+        )
+    return units, judged, precision
