@@ -13,7 +13,7 @@ from scar_core import storage
 from scar_core.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ray.data import Dataset, TaskPoolStrategy
 
@@ -39,6 +39,7 @@ SLIVER_READER_CPUS = 0.05
 # One reader feeds more actors than there are on so many CPUs, and one writer stores what they give.
 # Slivers would hold many more, each a process of its own.
 CPUS_PER_TASK = 8
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,18 +120,15 @@ def actor_bounds(config: ActorConfig) -> tuple[int, int]:
     import ray  # noqa: PLC0415
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = [node.get("CPU", 0.0) for node in nodes]
     if config.gpus_per_actor > 0:
-        gpus = [node.get("GPU", 0.0) for node in nodes]
-        room, each = gpu_room(gpus, each=config.gpus_per_actor), f"{config.gpus_per_actor:g} GPUs"
-        there = f"{sum(gpus):g} GPUs"
-        if max(cpus, default=0.0) < TASK_CPUS:
+        each = f"{config.gpus_per_actor:g} GPUs"
+        there = f"{sum(node.get('GPU', 0.0) for node in nodes):g} GPUs"
+        if not any(map(takes_tasks, nodes)):
             _cannot("no node has a CPU: actors on GPUs reserve none, but all other work needs one.")
     else:
-        # Readers and writers need their share, or the actors wait for them.
-        free = sum(cpus) - READER_CPUS
-        room, each = int(free / config.cpus_per_actor), f"{config.cpus_per_actor:g} CPUs"
-        there = f"{free:g} CPUs beside its readers"
+        each = f"{config.cpus_per_actor:g} CPUs"
+        there = f"{_beside_readers(nodes):g} CPUs beside its readers"
+    room = room_on(config, nodes)
     bounds = parse_actors(config.actors) or (max(1, room), max(1, room))
     if bounds[0] > room:
         _cannot(
@@ -141,6 +139,31 @@ def actor_bounds(config: ActorConfig) -> tuple[int, int]:
     return min(bounds[0], max(1, room)), bounds[1]
 
 
+def room_on(config: ActorConfig, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Actors that find room on nodes with such resources, beside those that read for them."""
+    room = sum(room_on_node(config, node) for node in nodes)
+    if config.gpus_per_actor > 0:
+        return room
+    return max(0, min(room, int(_beside_readers(nodes) / config.cpus_per_actor)))
+
+
+def room_on_node(config: ActorConfig, node: Mapping[str, float]) -> int:
+    """Actors that Ray would put on one node, were there nothing else to do."""
+    if config.gpus_per_actor > 0:
+        return gpu_room([node.get("GPU", 0.0)], each=config.gpus_per_actor)
+    return int(node.get("CPU", 0.0) / config.reserved_cpus + ROUNDING)
+
+
+def takes_tasks(node: Mapping[str, float]) -> bool:
+    """Whether all work but scoring can be done on a node."""
+    return node.get("CPU", 0.0) >= TASK_CPUS
+
+
+def _beside_readers(nodes: Iterable[Mapping[str, float]]) -> float:
+    """CPUs for actors: readers and writers need their share, or the actors wait for them."""
+    return sum(node.get("CPU", 0.0) for node in nodes) - READER_CPUS
+
+
 def gpu_room(gpus: Iterable[float], *, each: float) -> int:
     """Actors that find room on nodes with so many GPUs.
 
@@ -149,7 +172,7 @@ def gpu_room(gpus: Iterable[float], *, each: float) -> int:
     """
     if each > 1:
         return sum(int(node / each) for node in gpus)
-    on_one = int(1 / each + 1e-9)  # three thirds are one
+    on_one = int(1 / each + ROUNDING)  # three thirds are one
     return on_one * sum(map(int, gpus))
 
 

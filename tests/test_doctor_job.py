@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from jobs import cli, doctor
-from jobs.actors import ActorConfig
+from jobs.actors import ActorConfig, actor_bounds
 from jobs.checks import places
 from jobs.checks.alike import SIGNED_REQUEST_SECONDS, clocks_finding, versions_finding
 from jobs.checks.facts import Disk, Facts, Software
@@ -419,7 +420,9 @@ def test_clocks_are_held_against_each_other_as_far_as_they_are_known(
 
 NO_GROWTH = Growth(at_work=False)
 GPU_GROUP = Growth(at_work=True, groups=[({"CPU": 8.0, "GPU": 4.0}, 2)])
+ENDLESS = Growth(at_work=True, groups=[({"CPU": 8.0}, math.inf)])
 GPU_NODE = {"CPU": 8.0, "GPU": 4.0}
+TWO_GPUS = {"CPU": 8.0, "GPU": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -429,6 +432,11 @@ GPU_NODE = {"CPU": 8.0, "GPU": 4.0}
         ({"actors": "auto"}, [{"CPU": 3.0}], NO_GROWTH, "ok"),
         # Two are started of the nine; not on a Ray of one's own, see below.
         ({"actors": "9"}, [{"CPU": 2.0}], NO_GROWTH, "warning"),
+        # Readers need half a CPU of the three.
+        ({"actors": "3"}, [{"CPU": 3.0}], NO_GROWTH, "warning"),
+        # Three shares of 0.6 would need a third GPU.
+        ({"gpus_per_actor": 0.6, "actors": "3"}, [TWO_GPUS], NO_GROWTH, "warning"),
+        ({"gpus_per_actor": 0.6, "actors": "2"}, [TWO_GPUS], NO_GROWTH, "ok"),
         # Enough CPUs in all, but no node with four.
         ({"cpus_per_actor": 4.0}, [{"CPU": 2.0}, {"CPU": 2.0}], NO_GROWTH, "failed"),
         ({"gpus_per_actor": 1.0}, [{"CPU": 3.0}], NO_GROWTH, "failed"),
@@ -436,10 +444,12 @@ GPU_NODE = {"CPU": 8.0, "GPU": 4.0}
         ({"gpus_per_actor": 0.25, "actors": "16"}, [GPU_NODE], NO_GROWTH, "ok"),
         # GPUs alone: nobody could read for them.
         ({"gpus_per_actor": 1.0, "actors": "4"}, [{"GPU": 4.0}], NO_GROWTH, "failed"),
+        ({"gpus_per_actor": 1.0}, [{"CPU": 0.5, "GPU": 4.0}], NO_GROWTH, "failed"),
         # None now, eight at most.
         ({"gpus_per_actor": 1.0, "actors": "8"}, [{"CPU": 0.0}], GPU_GROUP, "ok"),
         ({"gpus_per_actor": 1.0, "actors": "9"}, [{"CPU": 0.0}], GPU_GROUP, "warning"),
         ({"gpus_per_actor": 8.0}, [{"CPU": 0.0}], GPU_GROUP, "failed"),
+        ({"actors": "99"}, [{"CPU": 1.0}], ENDLESS, "ok"),
         # An autoscaler that does not tell its limits.
         ({"gpus_per_actor": 1.0}, [{"CPU": 1.0}], Growth(at_work=True), "warning"),
     ],
@@ -455,12 +465,50 @@ def test_resources_are_there_or_may_come_or_it_is_told(
     assert bool(finding.next) == (status != "ok")
 
 
-def test_a_ray_of_ones_own_never_grows_and_what_is_busy_is_told() -> None:
-    """The job refuses the one, and waits for the other."""
-    nine, two = ActorConfig(actors="9"), ActorConfig(actors="2")
-    nodes = [{"CPU": 3.0}]
-    assert resources_finding(nine, nodes, nodes[0], NO_GROWTH, own_ray=True).status == "failed"
-    busy = resources_finding(two, nodes, {"CPU": 1.0}, NO_GROWTH, own_ray=False)
+@pytest.mark.parametrize(
+    ("asked", "node", "status"),
+    [
+        ({"actors": "2"}, {"CPU": 3.0}, "ok"),
+        ({"actors": "3"}, {"CPU": 3.0}, "failed"),  # 2 cores
+        ({"actors": "8"}, {"CPU": 9.0}, "ok"),
+        ({"actors": "9"}, {"CPU": 9.0}, "failed"),  # 8 cores
+        ({"cpus_per_actor": 2.0, "actors": "4"}, {"CPU": 9.0}, "ok"),
+        ({"cpus_per_actor": 9.0}, {"CPU": 9.0}, "failed"),
+        ({"gpus_per_actor": 0.6, "actors": "2"}, TWO_GPUS, "ok"),
+        ({"gpus_per_actor": 0.6, "actors": "3"}, TWO_GPUS, "failed"),
+        ({"gpus_per_actor": 1.0}, {"CPU": 0.5, "GPU": 1.0}, "failed"),
+        ({"gpus_per_actor": 1.0}, {"CPU": 1.0, "GPU": 1.0}, "ok"),
+    ],
+)
+def test_what_a_ray_of_ones_own_refuses_the_doctor_refuses(
+    asked: dict[str, Any], node: dict[str, float], status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It never grows: the job ends with exit code 2, and so does the doctor; and only then."""
+    import ray  # noqa: PLC0415 - only tests that ask for it pay for it
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node}])
+    config = ActorConfig(**asked)
+    finding = resources_finding(config, [node], node, NO_GROWTH, own_ray=True)
+    assert finding.status == status, finding
+    assert bool(finding.next) == (status != "ok")
+    with nullcontext() if status == "ok" else pytest.raises(InputError):
+        actor_bounds(config)
+
+
+def test_an_actor_is_on_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: of two nodes with 8 CPUs each holds two actors of 3, though 15.5 are for five."""
+    import ray  # noqa: PLC0415 - as above
+
+    node = {"CPU": 8.0}
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node}] * 2)
+    assert actor_bounds(ActorConfig(cpus_per_actor=3.0)) == (4, 4)
+
+
+def test_what_is_busy_is_told() -> None:
+    """The job waits for it."""
+    config, nodes = ActorConfig(actors="2"), [{"CPU": 3.0}]
+    busy = resources_finding(config, nodes, {"CPU": 1.0}, NO_GROWTH, own_ray=False)
     assert (busy.status, "for 1 of them beside" in busy.found) == ("warning", True)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs import pipeline
-from jobs.actors import stored_ranker
+from jobs.actors import room_on_node, stored_ranker
 from jobs.checks.findings import Finding
 from jobs.checks.nodes import asked
 from jobs.checks.room import ActorSize
@@ -57,12 +57,11 @@ class RankerProbe:
         logging.disable(logging.INFO)  # the doctor's own lines tell it
         started = time.perf_counter()
         check_ranker(ranker)
-        on_gpu = config.gpus_per_actor > 0
         scorer = load_scorer(
             ranker=ranker,
             max_tokens=config.max_tokens,
             precision=resolved_precision(config),
-            threads=None if on_gpu else max(1, round(config.cpus_per_actor)),
+            threads=config.threads,
         )
         loaded_seconds = time.perf_counter() - started
         score = float(scorer.score([PAIR])[0])
@@ -100,7 +99,7 @@ def start_ranker(
     import ray  # noqa: PLC0415 - `--help` must not wait for Ray
 
     size = ActorSize.of(config)
-    fits = any(size.room(node) for node in nodes) and size.room(available) > 0
+    fits = any(room_on_node(config, node) for node in nodes) and size.free(available) > 0
     options = {"num_cpus": 0.0}
     if fits:
         options["num_gpus" if size.kind == "GPU" else "num_cpus"] = size.amount

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobs.actors import READER_CPUS, SLIVER_RATIO, parse_actors
+from jobs.actors import ROUNDING, TASK_CPUS, parse_actors, room_on, room_on_node, takes_tasks
 from jobs.checks.findings import Finding
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ FULL_DISK_RATIO = 0.95
 """Ray makes no more objects on a disk that is fuller than this."""
 TEMPORARY_BYTES = 2**30
 """Of output files in the making, 256 MB each by default, one per CPU that writes; and a ranker."""
-ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,22 +46,24 @@ class ActorSize:
 
     kind: str
     amount: float
+    share: float
+    """As the flags say it: Ray is asked for a sliver less of CPUs."""
 
     @classmethod
     def of(cls, config: ActorConfig) -> ActorSize:
         """As `actors.scored_units` asks for it."""
-        if config.gpus_per_actor > 0:
-            return cls(kind="GPU", amount=config.gpus_per_actor)
-        return cls(kind="CPU", amount=config.cpus_per_actor * (1 - SLIVER_RATIO))
+        gpus = config.gpus_per_actor
+        if gpus > 0:
+            return cls(kind="GPU", amount=gpus, share=gpus)
+        return cls(kind="CPU", amount=config.reserved_cpus, share=config.cpus_per_actor)
 
-    def room(self, resources: Mapping[str, float]) -> int:
-        """How many of them a node has room for."""
-        return math.floor(resources.get(self.kind, 0.0) / self.amount + ROUNDING)
+    def free(self, available: Mapping[str, float]) -> int:
+        """How many what is not in use is for, were it all in one place."""
+        return math.floor(available.get(self.kind, 0.0) / self.amount + ROUNDING)
 
     def __str__(self) -> str:
         """For people."""
-        share = self.amount if self.kind == "GPU" else self.amount / (1 - SLIVER_RATIO)
-        return f"{share:g} {self.kind}{'' if share == 1 else 's'}"
+        return f"{self.share:g} {self.kind}{'' if self.share == 1 else 's'}"
 
 
 def growth() -> Growth:
@@ -109,21 +110,22 @@ def resources_finding(
         own_ray: the run would start a Ray of its own, which never grows.
     """
     size = ActorSize.of(config)
-    room = sum(size.room(node) for node in nodes)
-    bounds = parse_actors(config.actors)
-    wanted = bounds[0] if bounds else 1
-    free = math.floor(available.get(size.kind, 0.0) / size.amount + ROUNDING)
+    room = room_on(config, nodes)
+    wanted = (parse_actors(config.actors) or (1, 1))[0]
+    free = size.free(available)
     has = f"{sum(node.get(size.kind, 0.0) for node in nodes):g} {size.kind}s"
+    beside = " beside readers" if size.kind == "CPU" else ""
     status: Status = "ok"
-    found, advice = f"room for {room:,} on {has}", ""
-    if not _can_read(nodes, growth):
+    found, advice = f"room for {room:,} on {has}{beside}", ""
+    if not _takes_tasks(nodes, growth):
         status = "failed"
-        found = f"no node has the {READER_CPUS:g} CPUs of a reader, so actors would wait for ever"
+        found = f"no node has {TASK_CPUS:g} CPU, and all work but scoring waits for one for ever"
         advice = "Add a node with CPUs, or give the nodes with GPUs a --num-cpus above 0."
+    elif room < wanted and own_ray:
+        status, found = "failed", f"{found}; {wanted:,} wanted, and the run refuses to start"
+        advice = "Ask for fewer actors or a smaller share."
     elif room < wanted:
-        status, found, advice = _too_few(size, f"{found}; {wanted:,} wanted", room, wanted, growth)
-        if own_ray and status == "warning":
-            status = "failed"  # the job refuses to start
+        status, found, advice = _too_few(config, f"{found}; {wanted:,} wanted", room, growth)
     elif free < wanted:
         status = "warning"
         found = f"{found}, for {free:,} of them beside what runs there now"
@@ -132,22 +134,23 @@ def resources_finding(
     return Finding(check="resources", status=status, found=named, next=advice)
 
 
-def _can_read(nodes: Sequence[Mapping[str, float]], growth: Growth) -> bool:
-    """Whether a reader finds a node now, or one that may come."""
+def _takes_tasks(nodes: Sequence[Mapping[str, float]], growth: Growth) -> bool:
+    """Whether what reads and writes finds a node now, or one that may come."""
     there = [*nodes, *(node for node, most in growth.groups if most > 0)]
     unknown = growth.at_work and not growth.groups
-    return unknown or any(node.get("CPU", 0.0) >= READER_CPUS for node in there)
+    return unknown or any(map(takes_tasks, there))
 
 
-def _too_few(
-    size: ActorSize, found: str, room: int, wanted: int, growth: Growth
-) -> tuple[Status, str, str]:
+def _too_few(config: ActorConfig, found: str, room: int, growth: Growth) -> tuple[Status, str, str]:
     """(status, what was found, what next) where not all actors have room now."""
     if growth.groups:
-        most = sum(size.room(node) * count for node, count in growth.groups if count > 0)
-        found = f"{found}; {most:,.0f} when the autoscaler has added all it may"
+        wanted = (parse_actors(config.actors) or (1, 1))[0]
+        # Of each kind as many nodes as would do, for their number may have no limit.
+        grown = [node for node, count in growth.groups for _ in range(int(min(count, wanted + 1)))]
+        most = room_on(config, grown)
         if most >= wanted:
-            return "ok", found, ""
+            return "ok", f"{found}; the autoscaler may add the rest", ""
+        found = f"{found}; {most:,} when the autoscaler has added all it may"
         status: Status = "warning" if max(most, room) >= 1 else "failed"
         return status, found, "Raise the limits of the cluster's groups, or ask for less."
     if growth.at_work:
@@ -169,11 +172,10 @@ def object_store_finding(config: DoctorConfig, cluster: Cluster) -> Finding:
     """Whether each node's object store holds the units on their way to its actors."""
     # Two texts a row, each cut to so many tokens: rows of any length are no larger than this.
     unit_bytes = config.unit_rows * (2 * TOKEN_BYTES * config.max_tokens + ROW_BYTES)
-    size = ActorSize.of(config)
     bounds = parse_actors(config.actors)
     short, slow = [], []
     for node in cluster.nodes:
-        actors = min(size.room(node.resources), bounds[1] if bounds else sys.maxsize)
+        actors = min(room_on_node(config, node.resources), bounds[1] if bounds else sys.maxsize)
         needed = unit_bytes * UNITS_PER_ACTOR * max(1, actors)
         if node.works and node.store_bytes < needed:
             short.append(f"{node.name} has {_mib(node.store_bytes)}, wants {_mib(needed)}")
