@@ -52,7 +52,7 @@ def versions_finding(cluster: Cluster) -> Finding:
             found=_by_node(other),
             next="Scores of one run may differ between nodes; give every node one image.",
         )
-    packages = ", ".join(f"{name} {mine.packages[name]}" for name in MUST_AGREE)
+    packages = ", ".join(f"{name} {mine.packages.get(name, 'none')}" for name in MUST_AGREE)
     found = f"{packages}, Python {mine.python} on {_count(len(cluster.facts), 'node')}"
     return Finding(check="versions", status="ok", found=found)
 
@@ -63,11 +63,12 @@ def _differences(mine: Software, theirs: Software) -> Iterable[tuple[str, bool]]
         yield f"Python {theirs.python}, here {mine.python}", True
     elif mine.python != theirs.python:
         yield f"Python {theirs.python}, here {mine.python}", False
-    same_release = mine.packages["scar-curate"] == theirs.packages["scar-curate"]
-    for name, version in mine.packages.items():
-        if theirs.packages.get(name, "") != version:
-            found = theirs.packages.get(name) or "is not installed"
-            yield f"{name} {found}, here {version or 'none'}", name in MUST_AGREE
+    for name in {**mine.packages, **theirs.packages}:
+        here, there = mine.packages.get(name), theirs.packages.get(name)
+        if here != there:
+            found = there or "is not installed"
+            yield f"{name} {found}, here {here or 'none'}", name in MUST_AGREE
+    same_release = mine.packages.get("scar-curate") == theirs.packages.get("scar-curate")
     if same_release and mine.code != theirs.code:
         yield "sources of scar-curate that differ from those here", True
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import tempfile
 from dataclasses import dataclass
 from hashlib import blake2b
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scar_core.manifest import software
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-PACKAGES = ("scar-curate", "ray", "torch", "transformers", "tokenizers", "pyarrow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +31,7 @@ class Software:
 
     python: str
     packages: Mapping[str, str]
-    """Versions; empty where it is not installed."""
+    """Versions of those that are installed."""
     code: str
     """A digest of the sources of this project."""
 
@@ -52,8 +50,8 @@ class Facts:
 
 def software_here() -> Software:
     """What this process runs on."""
-    packages = {name: _version(name) for name in PACKAGES}
-    return Software(python=platform.python_version(), packages=packages, code=_code())
+    packages = software()
+    return Software(python=packages.pop("python"), packages=packages, code=_code())
 
 
 def facts_here() -> Facts:
@@ -65,13 +63,6 @@ def facts_here() -> Facts:
         temporary=_disk(tempfile.gettempdir()),
         shared_memory_bytes=shutil.disk_usage(shared).total if shared.is_dir() else None,
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def _code() -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jobs.checks.places import Visit
 
 PINGS = 5
+IN_TIME = "no answer in time (--check-seconds)"
 SETTLE_SECONDS = 2.0
 """A node has joined, or an actor is gone, for as long before Ray counts what is free."""
 
@@ -203,7 +204,7 @@ def asked(
     refs = {call(actor): name for name, actor in actors.items()}
     seconds = max(0.1, until - time.monotonic())
     ready, late = ray.wait(list(refs), num_returns=len(refs), timeout=seconds) if refs else ([], [])
-    answers, faults = {}, {refs[ref]: f"no answer within {seconds:.0f} s" for ref in late}
+    answers, faults = {}, {refs[ref]: IN_TIME for ref in late}
     for ref in ready:
         try:
             answers[refs[ref]] = ray.get(ref)
