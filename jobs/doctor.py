@@ -38,10 +38,12 @@ if TYPE_CHECKING:
     from jobs.checks.findings import Status
     from jobs.checks.nodes import Cluster
     from jobs.checks.places import Tried
+    from scar_core.store_checks import Trial
 
 logger = logging.getLogger("scar_curate")
 
 LATE_SECONDS = 2.0
+LEFT_ADVICE = "Remove it, or let the bucket's lifecycle: its name starts with .scar-"
 
 ADVICE = {
     "pool": "Check --pool and the access to it.",
@@ -83,8 +85,16 @@ class Look:
 
     name: str
     work: Limited[Tried]
-    folder: str | None = None
-    """What would be written to."""
+    folder: str = ""
+    """What would be written to, if anything."""
+
+    @property
+    def trial(self) -> Trial | None:
+        """The file that was put, as soon as the work has ended."""
+        try:
+            return self.work.result().trial
+        except Exception:  # noqa: BLE001 - one that fails leaves none
+            return None
 
 
 def diagnose(config: DoctorConfig) -> Iterator[Finding]:
@@ -92,28 +102,35 @@ def diagnose(config: DoctorConfig) -> Iterator[Finding]:
 
     Nothing stays behind but what a store does not let us remove, which is told.
     """
-    looks = list(_look(config))
+    looks: list[Look] = []
+    try:
+        looks.extend(_look(config))
+        yield from _findings(config, looks)
+    except BaseException:  # Ctrl-C, too
+        if left := _taken_away(looks, seconds=LATE_SECONDS):
+            logger.warning("Left behind: %s. %s", left, LEFT_ADVICE)
+        raise
+    if left := _taken_away(looks, seconds=config.check_seconds):
+        yield Finding(check="left behind", status="warning", found=left, next=LEFT_ADVICE)
+
+
+def _findings(config: DoctorConfig, looks: Sequence[Look]) -> Iterator[Finding]:
+    """All of them, while the files that were put lie there."""
+    tried: dict[str, Tried] = {}
     with reached(seconds=config.check_seconds) as (ray_found, cluster):
         yield ray_found
-        tried: dict[str, Tried] = {}
-        try:
-            if cluster is None:
-                yield from _without_cluster()
-                yield from _from_here(config, looks, tried)
-            else:
-                yield from _with_cluster(config, cluster, looks, tried)
-        finally:
-            left = _taken_away(tried, seconds=config.check_seconds)
-    if left:
-        advice = "Remove it, or let the bucket's lifecycle: its name starts with .scar-"
-        yield Finding(check="left behind", status="warning", found=left, next=advice)
+        if cluster is None:
+            yield from _without_cluster()
+            yield from _from_here(config, looks, tried)
+        else:
+            yield from _with_cluster(config, cluster, looks, tried)
 
 
 def _look(config: DoctorConfig) -> Iterator[Look]:
     """Look at all places at once: a store that hangs costs its own time only."""
     seconds = config.check_seconds
 
-    def work(name: str, attempt: Callable[[], Tried], folder: str | None = None) -> Look:
+    def work(name: str, attempt: Callable[[], Tried], folder: str = "") -> Look:
         return Look(name=name, work=Limited(attempt, seconds=seconds), folder=folder)
 
     if config.pool:
@@ -179,7 +196,7 @@ def _from_nodes(
 ) -> Iterator[Finding]:
     """The same places from every node that works: a finding for each place."""
     tasks = [
-        Visit.of(look.name, tried[look.name], look.folder)
+        Visit.of(look.name, tried[look.name], look.folder or None)
         for look in looks
         if look.name in tried and (tried[look.name].sample or tried[look.name].trial)
     ]
@@ -206,7 +223,7 @@ def _from_nodes(
         outcomes = {node: outcome[look.name] for node, outcome in answers.items()}
         outcomes |= {node: (False, fault) for node, fault in faults.items()}
         named = {cluster.by_id[node].name: outcome for node, outcome in outcomes.items()}
-        yield visits_finding(check, named, wrote=look.folder is not None)
+        yield visits_finding(check, named, wrote=bool(look.folder))
 
 
 def _without_cluster() -> Iterator[Finding]:
@@ -227,19 +244,26 @@ def _clocks_of_stores(
     for look in looks:
         trial = tried[look.name].trial if look.name in tried else None
         if trial is not None and trial.ahead_seconds is not None:
-            ahead[stores.without_secret(str(look.folder))] = trial.ahead_seconds
+            ahead[stores.without_secret(look.folder)] = trial.ahead_seconds
     return ahead
 
 
-def _taken_away(tried: Mapping[str, Tried], *, seconds: float) -> str:
-    """Remove the files that were put; which of them stay."""
-    trials = [result.trial for result in tried.values() if result.trial is not None]
-    removals = [(trial, Limited(partial(take_away, trial), seconds=seconds)) for trial in trials]
-    left = []
+def _taken_away(looks: Sequence[Look], *, seconds: float) -> str:
+    """Remove the files that were put; which of them stay, or may.
+
+    A look that is late gets a moment more: it may have put its file after its time was up.
+    """
+    until = time.monotonic() + LATE_SECONDS
+    left, removals = [], []
+    for look in looks:
+        if not look.work.ended(until=until):
+            left += [f"perhaps a file in {stores.without_secret(look.folder)}"] * bool(look.folder)
+        elif (trial := look.trial) is not None:
+            removals.append((trial, Limited(partial(take_away, trial), seconds=seconds)))
     for trial, removal in removals:
         try:
             gone = removal.result()
-        except TimeoutError:
+        except Exception:  # noqa: BLE001 - whatever it is, the file may be there
             gone = False
         if not gone:
             left.append(stores.without_secret(trial.path))

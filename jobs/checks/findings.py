@@ -57,6 +57,11 @@ class Limited(Generic[Result]):
         except BaseException as error:  # noqa: BLE001 - `result` raises it
             self._errors.append(error)
 
+    def ended(self, *, until: float) -> bool:
+        """Whether the work has ended, well or not, by a time of `time.monotonic`."""
+        self._thread.join(max(0.0, until - time.monotonic()))
+        return not self._thread.is_alive()
+
     def result(self) -> Result:
         """What the work gave, or raised; TimeoutError when its time is up."""
         self._thread.join(max(0.0, self._until - time.monotonic()))
