@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections import Counter
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -279,10 +280,12 @@ def job(argv: Sequence[str]) -> None:
     config = cli.parse(DoctorConfig, argv, prog="jobs.doctor", description=__doc__ or "")
     started = time.monotonic()
     findings = []
-    for finding in diagnose(config):
-        findings.append(finding)
-        if not config.json:
-            print(finding, flush=True)  # noqa: T201 - the job's result
+    out = sys.stdout
+    with redirect_stdout(sys.stderr):  # Ray prints there that a node was lost, say
+        for finding in diagnose(config):
+            findings.append(finding)
+            if not config.json:
+                print(finding, flush=True, file=out)
     counts = Counter(finding.status for finding in findings)
     seconds = time.monotonic() - started
     if config.json:

@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from tests.jobs_harness import ROOT
 from tests.s3_server import free_ports
 
@@ -29,6 +27,26 @@ OBJECT_STORE_BYTES = 100 * 2**20
 # A dead node is noticed in seconds, not in half a minute.
 FAST_HEALTH_CHECKS = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
 ENDS_WITHIN_SECONDS = 240.0
+# All that Ray wants to be told; it has no defaults for nodes that are processes of one machine.
+AUTOSCALER = {
+    "cluster_name": "tested",
+    "max_workers": 8,
+    "provider": {"type": "fake_multinode"},
+    "upscaling_speed": 1.0,
+    "idle_timeout_minutes": 0.1,
+    "docker": {},
+    "auth": {},
+    "file_mounts": {},
+    "file_mounts_sync_continuously": False,
+    **{key: [] for key in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
+    **{
+        f"{what}_commands": []
+        for what in (
+            *("initialization", "setup", "head_setup", "worker_setup"),
+            *("head_start_ray", "worker_start_ray"),
+        )
+    },
+}
 RAY_START = (str(Path(sys.executable).parent / "ray"), "start")
 
 
@@ -110,12 +128,12 @@ def head_with_autoscaler(folder: Path, *, cpus: int, group: Mapping[str, Any]) -
 
     Not `AutoscalingCluster`: that one ends every other Ray of the machine.
     """
-    import ray  # noqa: PLC0415 - as above
-
-    example = "autoscaler/_private/fake_multi_node/example.yaml"
-    config = yaml.safe_load((Path(ray.__file__).parent / example).read_text("utf-8"))
     head = {"resources": {"CPU": cpus}, "node_config": {}, "max_workers": 0}
-    config["available_node_types"] = {"ray.head.default": head, "group": dict(group)}
+    config = {
+        **AUTOSCALER,
+        "head_node_type": "head",
+        "available_node_types": {"head": head, "group": dict(group)},
+    }
     file = folder / "autoscaler.yaml"
     file.write_text(json.dumps(config))
     port, *others = free_ports(4)

@@ -16,6 +16,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from queue import Queue
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from jobs.actors import ActorConfig, actor_bounds
 from jobs.checks import places
 from jobs.checks.alike import SIGNED_REQUEST_SECONDS, clocks_finding, versions_finding
 from jobs.checks.facts import Disk, Facts, Software
-from jobs.checks.findings import Limited
+from jobs.checks.findings import Held, Limited
 from jobs.checks.nodes import IN_TIME, Cluster, Node, NodeProbe, asked
 from jobs.checks.room import Growth, disk_finding, object_store_finding, resources_finding
 from jobs.doctor import DoctorConfig, Look
@@ -232,7 +233,6 @@ def test_a_ray_that_does_not_answer_is_a_line_and_not_a_wait(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.soak
 def test_without_a_cluster_it_starts_a_ray_of_its_own_as_a_run_does(tmp_path: Path) -> None:
     """And asks of it what a run would: more actors than this machine has room for are refused."""
     local = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -404,6 +404,34 @@ def test_nothing_stays_when_the_doctor_is_stopped(
     with pytest.raises(KeyboardInterrupt):
         list(doctor.diagnose(config))
     assert f"Left behind: {tmp_path}/.scar-" in caplog.text
+
+
+def test_what_a_ray_is_started_in_lives_as_long_as_it_is_held() -> None:
+    """Linux ends it with the thread that started it; one that comes too late is left at once."""
+    comes = threading.Event()
+    seen: Queue[threading.Thread] = Queue()
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        comes.wait()
+        seen.put(threading.current_thread())
+        yield
+        seen.put(threading.current_thread())
+
+    held = Held(context())
+    with pytest.raises(TimeoutError, match="no answer within 0 s"):
+        held.entered(seconds=0.0)
+    comes.set()
+    held.entered(seconds=60.0)
+    thread = seen.get(timeout=60)
+    assert thread.is_alive()
+    held.leave()
+    assert seen.get(timeout=0) is thread
+    comes.clear()
+    late = Held(context())
+    late.leave()
+    comes.set()
+    assert seen.get(timeout=60) is seen.get(timeout=60)
 
 
 # What facts mean

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
@@ -11,6 +12,7 @@ from scar_core.errors import ScarError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 Status = Literal["ok", "warning", "failed", "skipped"]
 Result = TypeVar("Result")
@@ -70,6 +72,45 @@ class Limited(Generic[Result]):
         if not self._results:
             raise TimeoutError(f"no answer within {self._seconds:g} s")
         return self._results[0]
+
+
+class Held:
+    """A context that is entered, and left, in a thread of its own, which lives as long as it does.
+
+    Linux ends what a thread has started with this thread: a Ray of this machine, too.
+    """
+
+    def __init__(self, context: AbstractContextManager[object]) -> None:
+        self._context = context
+        self._leave = threading.Event()
+        self._entered = Future[None]()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            with self._context:
+                self._entered.set_result(None)
+                self._leave.wait()
+        except BaseException as error:
+            if self._entered.done():
+                raise
+            self._entered.set_exception(error)
+
+    def entered(self, *, seconds: float) -> None:
+        """Wait until it is entered, or raise why not; TimeoutError after so long."""
+        try:
+            self._entered.result(timeout=seconds)
+        except TimeoutError:
+            if self._entered.done():
+                raise
+            raise TimeoutError(f"no answer within {seconds:g} s") from None
+
+    def leave(self) -> None:
+        """Leave it, and wait for that; what is entered only later is left at once."""
+        self._leave.set()
+        if self._entered.done():
+            self._thread.join()
 
 
 def finding_of(check: str, give: Callable[[], Finding], *, then: str = "") -> Finding:

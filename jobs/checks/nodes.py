@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import cli, pipeline
 from jobs.checks.facts import facts_here, software_here
-from jobs.checks.findings import Finding, Limited, finding_of, told
+from jobs.checks.findings import Finding, Held, Limited, finding_of, told
 from jobs.checks.places import visits
 
 if TYPE_CHECKING:
@@ -89,14 +89,13 @@ def reached(*, seconds: float) -> Iterator[tuple[Finding, Cluster | None]]:
     """Ray as a run would reach it, for the length of a block; None where it cannot be."""
     # Ray says at length that no signal handler is set in a thread, and needs none here.
     logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
-    connection = cli.connected(quiet=True)
-    entering = Limited(connection.__enter__, seconds=seconds)
+    connection = Held(cli.connected(quiet=True))
     address = os.environ.get("RAY_ADDRESS")
     where = f"the cluster at {address}" if address else "a Ray of this machine"
     clusters: list[Cluster] = []
 
     def look() -> Finding:
-        entering.result()
+        connection.entered(seconds=seconds)
         clusters.append(Limited(_cluster, seconds=seconds).result())
         return _reached(where, clusters[0])
 
@@ -114,8 +113,7 @@ def reached(*, seconds: float) -> Iterator[tuple[Finding, Cluster | None]]:
     try:
         yield finding, clusters[0] if clusters else None
     finally:
-        if clusters:
-            connection.__exit__(None, None, None)
+        connection.leave()
 
 
 def _cluster() -> Cluster:
