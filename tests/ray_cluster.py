@@ -31,7 +31,12 @@ ENDS_WITHIN_SECONDS = 240.0
 AUTOSCALER = {
     "cluster_name": "tested",
     "max_workers": 8,
-    "provider": {"type": "fake_multinode"},
+    "provider": {
+        "type": "fake_multinode",
+        "use_node_id_as_ip": True,  # they share one
+        "disable_node_updaters": True,
+        "disable_launch_config_check": True,
+    },
     "upscaling_speed": 1.0,
     "idle_timeout_minutes": 0.1,
     "docker": {},
@@ -131,8 +136,8 @@ def head_with_autoscaler(folder: Path, *, cpus: int, group: Mapping[str, Any]) -
     head = {"resources": {"CPU": cpus}, "node_config": {}, "max_workers": 0}
     config = {
         **AUTOSCALER,
-        "head_node_type": "head",
-        "available_node_types": {"head": head, "group": dict(group)},
+        "head_node_type": "ray.head.default",  # the only name that these know
+        "available_node_types": {"ray.head.default": head, "group": dict(group)},
     }
     file = folder / "autoscaler.yaml"
     file.write_text(json.dumps(config))
