@@ -15,35 +15,26 @@ from typing import TYPE_CHECKING
 
 from jobs import cli
 from jobs.checks.alike import clocks_finding, versions_finding
-from jobs.checks.findings import Finding, Limited, finding_of
+from jobs.checks.findings import Finding, finding_of
+from jobs.checks.looks import LATE_SECONDS, clocks_of_stores, look_around, taken_away
 from jobs.checks.nodes import asked, available_resources, dismiss, probe, reached
-from jobs.checks.places import (
-    Visit,
-    folders_of,
-    try_folder,
-    try_pool,
-    try_ranker,
-    visits_finding,
-)
+from jobs.checks.places import Visit, visits_finding
 from jobs.checks.ranking import ranker_finding, start_ranker
 from jobs.checks.room import disk_finding, growth, object_store_finding, resources_finding
 from jobs.curate import CurateConfig
 from jobs.score import ScoreConfig
-from scar_core import stores
 from scar_core.errors import InputError
-from scar_core.store_checks import take_away
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from jobs.checks.findings import Status
+    from jobs.checks.looks import Look
     from jobs.checks.nodes import Cluster
     from jobs.checks.places import Tried
-    from scar_core.store_checks import Trial
 
 logger = logging.getLogger("scar_curate")
 
-LATE_SECONDS = 2.0
 LEFT_ADVICE = "Remove it, or let the bucket's lifecycle: its name starts with .scar-"
 
 ADVICE = {
@@ -80,24 +71,6 @@ class DoctorConfig(CurateConfig):
             raise ValueError(f"check_seconds must be above 0, got {self.check_seconds:g}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """A place that the driver is looking at."""
-
-    name: str
-    work: Limited[Tried]
-    folder: str = ""
-    """What would be written to, if anything."""
-
-    @property
-    def trial(self) -> Trial | None:
-        """The file that was put, as soon as the work has ended."""
-        try:
-            return self.work.result().trial
-        except Exception:  # noqa: BLE001 - one that fails leaves none
-            return None
-
-
 def diagnose(config: DoctorConfig) -> Iterator[Finding]:
     """One finding a check, as soon as it and those before it are known.
 
@@ -105,13 +78,13 @@ def diagnose(config: DoctorConfig) -> Iterator[Finding]:
     """
     looks: list[Look] = []
     try:
-        looks.extend(_look(config))
+        looks.extend(look_around(config))
         yield from _findings(config, looks)
     except BaseException:  # Ctrl-C, too
-        if left := _taken_away(looks, seconds=LATE_SECONDS):
+        if left := taken_away(looks, seconds=LATE_SECONDS):
             logger.warning("Left behind: %s. %s", left, LEFT_ADVICE)
         raise
-    if left := _taken_away(looks, seconds=config.check_seconds):
+    if left := taken_away(looks, seconds=config.check_seconds):
         yield Finding(check="left behind", status="warning", found=left, next=LEFT_ADVICE)
 
 
@@ -125,21 +98,6 @@ def _findings(config: DoctorConfig, looks: Sequence[Look]) -> Iterator[Finding]:
             yield from _from_here(config, looks, tried)
         else:
             yield from _with_cluster(config, cluster, looks, tried)
-
-
-def _look(config: DoctorConfig) -> Iterator[Look]:
-    """Look at all places at once: a store that hangs costs its own time only."""
-    seconds = config.check_seconds
-
-    def work(name: str, attempt: Callable[[], Tried], folder: str = "") -> Look:
-        return Look(name=name, work=Limited(attempt, seconds=seconds), folder=folder)
-
-    if config.pool:
-        yield work("pool", partial(try_pool, config.pool, config, seconds=seconds))
-    if config.ranker:
-        yield work("ranker", partial(try_ranker, config.ranker))
-    for name, folder in folders_of(config).items():
-        yield work(name, partial(try_folder, folder), folder)
 
 
 def _from_here(
@@ -181,7 +139,7 @@ def _with_cluster(
         yield from _from_here(config, looks, tried)
         yield clocks_finding(
             {cluster.by_id[node].name: ahead for node, ahead in cluster.ahead_seconds.items()},
-            _clocks_of_stores(looks, tried),
+            clocks_of_stores(looks, tried),
         )
         yield from _from_nodes(config, cluster, looks, tried)
         if started is None:
@@ -235,40 +193,6 @@ def _without_cluster() -> Iterator[Finding]:
 
 def _not_given(check: str, why: str) -> Finding:
     return Finding(check=check, status="skipped", found=why)
-
-
-def _clocks_of_stores(
-    looks: Sequence[Look], tried: Mapping[str, Tried]
-) -> dict[str, tuple[float, float]]:
-    """By folder, without secrets, how far its store's clock is before ours."""
-    ahead = {}
-    for look in looks:
-        trial = tried[look.name].trial if look.name in tried else None
-        if trial is not None and trial.ahead_seconds is not None:
-            ahead[stores.without_secret(look.folder)] = trial.ahead_seconds
-    return ahead
-
-
-def _taken_away(looks: Sequence[Look], *, seconds: float) -> str:
-    """Remove the files that were put; which of them stay, or may.
-
-    A look that is late gets a moment more: it may have put its file after its time was up.
-    """
-    until = time.monotonic() + LATE_SECONDS
-    left, removals = [], []
-    for look in looks:
-        if not look.work.ended(until=until):
-            left += [f"perhaps a file in {stores.without_secret(look.folder)}"] * bool(look.folder)
-        elif (trial := look.trial) is not None:
-            removals.append((trial, Limited(partial(take_away, trial), seconds=seconds)))
-    for trial, removal in removals:
-        try:
-            gone = removal.result()
-        except Exception:  # noqa: BLE001 - whatever it is, the file may be there
-            gone = False
-        if not gone:
-            left.append(stores.without_secret(trial.path))
-    return ", ".join(left)
 
 
 def job(argv: Sequence[str]) -> None:

@@ -24,13 +24,14 @@ import pytest
 
 from jobs import cli, doctor
 from jobs.actors import ActorConfig, actor_bounds
-from jobs.checks import places
+from jobs.checks import looks, places
 from jobs.checks.alike import SIGNED_REQUEST_SECONDS, clocks_finding, versions_finding
 from jobs.checks.facts import Disk, Facts, Software
 from jobs.checks.findings import Held, Limited
+from jobs.checks.looks import Look
 from jobs.checks.nodes import IN_TIME, Cluster, Node, NodeProbe, asked
 from jobs.checks.room import Growth, disk_finding, object_store_finding, resources_finding
-from jobs.doctor import DoctorConfig, Look
+from jobs.doctor import DoctorConfig
 from scar_core import storage, stores
 from scar_core.errors import InputError
 from scar_core.store_checks import take_away
@@ -351,7 +352,7 @@ def test_a_role_that_may_not_delete_is_told_what_stays(tmp_path: Path) -> None:
     assert trial is not None
     gone = replace(trial, path=str(tmp_path / "elsewhere"))
     look = look_at(tmp_path, lambda: places.Tried(found="", trial=gone))
-    left = doctor._taken_away([look], seconds=10)  # noqa: SLF001
+    left = looks.taken_away([look], seconds=10)
     assert left == str(tmp_path / "elsewhere")
     assert places.visits_finding("out", {"n": (True, left)}, wrote=True).status == "warning"
 
@@ -370,12 +371,12 @@ def test_a_file_that_is_put_when_time_is_up_is_taken_away_or_told(
     look = look_at(tmp_path, slow)
     with pytest.raises(TimeoutError):
         look.work.result()
-    monkeypatch.setattr(doctor, "LATE_SECONDS", 0.0)
-    left = doctor._taken_away([look], seconds=10)  # noqa: SLF001
+    monkeypatch.setattr(looks, "LATE_SECONDS", 0.0)
+    left = looks.taken_away([look], seconds=10)
     assert left == f"perhaps a file in {tmp_path}"
-    monkeypatch.setattr(doctor, "LATE_SECONDS", 60.0)
+    monkeypatch.setattr(looks, "LATE_SECONDS", 60.0)
     goes_on.set()
-    assert doctor._taken_away([look], seconds=10) == ""  # noqa: SLF001
+    assert looks.taken_away([look], seconds=10) == ""
     assert len(late) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -402,7 +403,7 @@ def test_nothing_stays_when_the_doctor_is_stopped(
         list(doctor.diagnose(config))
     assert seen
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(doctor, "take_away", lambda trial: not trial)
+    monkeypatch.setattr(looks, "take_away", lambda trial: not trial)
     with pytest.raises(KeyboardInterrupt):
         list(doctor.diagnose(config))
     assert f"Left behind: {tmp_path}/.scar-" in caplog.text
