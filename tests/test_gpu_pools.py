@@ -169,6 +169,7 @@ def planned(one_long_file: Path, ranker: Path, tmp_path: Path) -> Callable[..., 
     return plan
 
 
+@pytest.mark.soak
 def test_one_cpu_and_one_gpu_are_enough(planned: Callable[..., GpuRun]) -> None:
     """An actor with the GPU reserves no CPU: the one there is reads and writes.
 

@@ -198,6 +198,7 @@ def test_ray_selects_what_this_process_does(
     assert data[0] == data[1] != []
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("ray_session")
 def test_bf16_scores_give_the_fp32_selection_per_group_and_without_copies(
     tmp_path: Path, pool: Path, monkeypatch: pytest.MonkeyPatch
