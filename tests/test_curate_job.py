@@ -185,6 +185,7 @@ def test_a_cut_sidecar_is_scored_again(tmp_path: Path, ranker: Path) -> None:
     assert rows_of(first) == rows_of(second)
 
 
+@pytest.mark.soak  # in CI tests/test_s3.py does the same in a store
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, pool: Path, ranker: Path) -> None:
     """A kill -9 in the middle; the next run keeps each finished unit, byte for byte."""
     arguments = ["--pool", str(pool), "--ranker", str(ranker), "--keep", "10%", "--unit-rows", "4"]
