@@ -18,7 +18,7 @@ from jobs.select_rows import select
 from jobs.settled import SelectOptions, rescorer_of
 from scar_core import storage
 from scar_core.lease import held
-from scar_core.manifest import MANIFEST_NAME, last_run, new_run_id, write_pointer
+from scar_core.manifest import MANIFEST_NAME, new_run_id, next_run_id, write_pointer
 from scar_core.selection.labels import check_label_column
 from scar_core.selection.report import render
 from scar_core.store_checks import check_readable, check_writable
@@ -91,7 +91,7 @@ def _curate(config: CurateConfig, out: str, *, run: str) -> tuple[dict[str, Any]
     with held(lease_folder, lease_seconds=config.lease_seconds, wait=config.wait) as lease:
         if lease.waited:  # what the other run finished meanwhile is not scored again
             plan = make_plan(scoring)
-        name = _last_name(out, run)
+        name = f"selected/{next_run_id(storage.join(out, 'selected'), own=run)}"
         against = Against(before=open_before(out), only_new=config.since is not None)
         with cli.connected():
             scores = open_scores(score(scoring, plan))
@@ -104,17 +104,6 @@ def _curate(config: CurateConfig, out: str, *, run: str) -> tuple[dict[str, Any]
     if newest != name:
         logger.warning("latest.json names %s, which was started after this run", newest)
     return report, folder
-
-
-def _last_name(out: str, run: str) -> str:
-    """Where the selection goes below a curation: a name that sorts after every run's there is.
-
-    That is the run's own, unless it waited for another one, or a clock was ahead of this one's.
-    """
-    last = last_run(storage.join(out, "selected"))
-    if last is not None and last > run:
-        run = new_run_id(after=last)
-    return f"selected/{run}"
 
 
 def job(argv: Sequence[str]) -> None:

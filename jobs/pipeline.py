@@ -142,8 +142,11 @@ def results(dataset: Dataset) -> Iterator[Any]:
             f"Ray lost what it could not make good. Start again: finished work is kept. {error}"
         ) from error
     except ScarError as error:
+        cause = getattr(error, "cause", None)
+        if cause is None:
+            raise
         # From a worker it is an error of Ray's, too, and its text is a traceback.
-        raise getattr(error, "cause", error) from error
+        raise cause from error
 
 
 def _resources() -> str:

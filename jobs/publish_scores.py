@@ -17,7 +17,7 @@ from scar_core.errors import IncompleteError
 from scar_core.manifest import (
     PublishedFile,
     follow_pointer,
-    new_run_id,
+    next_run_id,
     publish,
     read_manifest,
     write_pointer,
@@ -72,13 +72,9 @@ def publish_scores(
     )
     scores = storage.absolute(config.out)
     newest = follow_pointer(scores)
-    run = f"runs/{new_run_id(after=newest)}"
+    run = f"runs/{next_run_id(storage.join(scores, 'runs'))}"
     folder = storage.join(scores, run)
-    pool = {
-        "kind": "pool",
-        "files": [_pool_entry(file, folder) for file in plan.files],
-        "quarantined": [bad_file_entry(file, base=folder) for file in plan.bad_files],
-    }
+    pool = _pool_input(plan, folder)
     # Where the files lie, too: a pool that was moved keeps its sidecars, but not this manifest.
     whole = json.dumps([pool["files"], pool["quarantined"], [unit.id for unit in plan.units]])
     set_id = sha256(whole.encode()).hexdigest()
@@ -91,13 +87,7 @@ def publish_scores(
     publish(
         folder,
         kind="scores",
-        config={
-            **asdict(config),
-            "pool": [storage.portable(path, base=folder) for path in config.pool],
-            "ranker": portable_ranker(config.ranker, base=folder),
-            "out": storage.portable(scores, base=folder),
-            "events": portable_events(config.events, base=folder),
-        },
+        config=_portable(config, base=folder),
         inputs=[{"kind": "ranker", "fingerprint": plan.key.ranker}, pool],
         counts=counts,
         scoring=figures,
@@ -112,6 +102,26 @@ def publish_scores(
     if (named := write_pointer(scores, run, kind="scores")) != run:
         logger.warning("%s: latest.json names %s, which was started after this run", scores, named)
     return folder
+
+
+def _portable(config: ScoreConfig, *, base: str) -> dict[str, Any]:
+    """The config as a manifest may hold it: no path of a machine."""
+    return {
+        **asdict(config),
+        "pool": [storage.portable(path, base=base) for path in config.pool],
+        "ranker": portable_ranker(config.ranker, base=base),
+        "out": storage.portable(storage.absolute(config.out), base=base),
+        "events": portable_events(config.events, base=base),
+    }
+
+
+def _pool_input(plan: Plan, folder: str) -> dict[str, Any]:
+    """The pool as the manifest of a run in this folder names it."""
+    return {
+        "kind": "pool",
+        "files": [_pool_entry(file, folder) for file in plan.files],
+        "quarantined": [bad_file_entry(file, base=folder) for file in plan.bad_files],
+    }
 
 
 def _counts(plan: Plan, sidecars: Sequence[Sidecar]) -> dict[str, Any]:

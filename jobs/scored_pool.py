@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.select_stages import ScoredUnit
 from scar_core import storage
-from scar_core.errors import InputError, SchemaError
+from scar_core.errors import AccessError, InputError, SchemaError
 from scar_core.manifest import follow_pointer, read_manifest
-from scar_core.pool.files import PoolFile, open_file
+from scar_core.pool.files import FOOTER_THREADS, PoolFile, open_file
 from scar_core.pool.rows import PairColumns
 from scar_core.pool.units import Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,11 @@ def open_scores(path: str) -> Scores:
     folder = follow_pointer(asked) or asked
     manifest = read_manifest(folder, kind="scores")
     columns = columns_of_key(manifest["key"])
-    files = [open_pool_file(entry, folder, columns) for entry in manifest["inputs"][1]["files"]]
+    files = []
+    for file in open_pool_files(manifest, folder, columns):
+        if isinstance(file, InputError):
+            raise file
+        files.append(file)
     by_path = {file.path: file for file in files}
     below = storage.locate(manifest["files_below"], base=folder)
     units = []
@@ -62,12 +67,30 @@ def columns_of_key(key: dict[str, Any]) -> PairColumns:
     return PairColumns(**{name: key[name] for name in PairColumns.__dataclass_fields__})
 
 
-def open_pool_file(entry: dict[str, Any], folder: str, columns: PairColumns) -> PoolFile:
-    """A file of the pool that a scores manifest names, its footer read.
+def open_pool_files(
+    manifest: dict[str, Any], folder: str, columns: PairColumns
+) -> Iterator[PoolFile | InputError]:
+    """The files of the pool that a scores manifest names, footers read, in its order.
+
+    In place of one that is gone, or has changed since it was scored, the error that says so.
 
     Raises:
-        InputError: it is gone, or has changed since it was scored.
+        AccessError: the store refuses; no file is blamed.
     """
+
+    def opened(entry: dict[str, Any]) -> PoolFile | InputError:
+        try:
+            return _open_pool_file(entry, folder, columns)
+        except AccessError:
+            raise
+        except InputError as error:
+            return error
+
+    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+        yield from threads.map(opened, manifest["inputs"][1]["files"])
+
+
+def _open_pool_file(entry: dict[str, Any], folder: str, columns: PairColumns) -> PoolFile:
     url = storage.locate(entry["url"], base=folder)
     try:
         file = open_file(storage.stat(url), path=entry["path"], columns=columns)

@@ -1,7 +1,7 @@
 """Hold a published directory against its manifest: files, checksums, counts, and the selection.
 
 A selection is followed back to its scores and their pool: every sidecar is read again, and the
-selection is made again from them, which must lead to the same rows' number and threshold.
+selection is made again from them, which must lead to the same rows and thresholds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jobs import cli, pipeline
 from jobs.actors import ActorConfig
 from jobs.find_copies import scratch
 from jobs.rescore import Rescorer
-from jobs.scored_pool import columns_of_key, open_pool_file, open_scores
+from jobs.scored_pool import columns_of_key, open_pool_files, open_scores
 from jobs.select_rows import PICKED_ROWS
 from jobs.select_stages import consecutive
 from jobs.settled import SelectOptions, settled
@@ -161,16 +161,9 @@ def _chunks(files: Iterator[Listed]) -> Iterator[list[Listed]]:
 def _check_pool(folder: str, manifest: dict[str, Any], findings: Findings) -> None:
     """The pool that was scored, by its files' fingerprints."""
     columns = columns_of_key(manifest["key"])
-    entries = manifest["inputs"][1]["files"]
-    faults = []
-    for entry in entries:
-        try:
-            open_pool_file(entry, folder, columns)
-        except AccessError:  # the store's fault, not the file's
-            raise
-        except InputError as error:
-            faults.append(str(error))
-    findings.add("pool", f"{len(entries):,} files, as they were when scored", faults)
+    files = list(open_pool_files(manifest, folder, columns))
+    faults = [str(file) for file in files if isinstance(file, InputError)]
+    findings.add("pool", f"{len(files):,} files, as they were when scored", faults)
 
 
 def _check_selection(folder: str, manifest: dict[str, Any], findings: Findings) -> None:

@@ -59,10 +59,15 @@ def new_run_id(*, after: str | None = None) -> str:
     return f"{now:{_RUN_TIME}}-{secrets.token_hex(3)}"
 
 
-def last_run(folder: str) -> str | None:
-    """The last of the runs in a folder, published or not: its name; None where there is none."""
+def next_run_id(folder: str, *, own: str | None = None) -> str:
+    """A name that sorts after those of all runs in a folder, published or not.
+
+    That is the run's own, unless it waited for another one, or a clock was ahead of this one's.
+    """
+    name = own or new_run_id()
     runs = [name for name in storage.list_folders(folder) if _RUN_ID.fullmatch(name)]
-    return max(runs, default=None)
+    last = max(runs, default=None)
+    return name if last is None or last < name else new_run_id(after=last)
 
 
 def describe_file(folder: str, path: str, *, rows: int = 0) -> PublishedFile:

@@ -137,12 +137,15 @@ def _put_local_trial(folder: str) -> Trial:
             "the permissions, or choose another --out."
         ) from error
     ahead = (modified - time.time(), modified - before)
-    try:
+    with suppress(OSError):
         local_files.create(path, b"another")
-        refused = False
-    except OSError:
-        refused = True
-    return Trial(path=str(path), content=content, put_only_if_absent=refused, ahead_seconds=ahead)
+    found = path.read_bytes()
+    return Trial(
+        path=str(path),
+        content=found,
+        put_only_if_absent=found == content,
+        ahead_seconds=ahead,
+    )
 
 
 def _put_trial(filesystem: Any, inner: str, folder: str) -> Trial:  # noqa: ANN401 - as above
@@ -151,29 +154,37 @@ def _put_trial(filesystem: Any, inner: str, folder: str) -> Trial:  # noqa: ANN4
     before = time.time()
     filesystem.pipe_file(path, content)
     try:
-        refused = _refuses_another(filesystem, path)
+        knows = _knows_conditional_puts(filesystem, path)
         after = time.time()
+        found = bytes(filesystem.cat_file(path))
         return Trial(
             path=storage.join(folder, name),
-            content=content if refused else bytes(filesystem.cat_file(path)),
-            put_only_if_absent=refused,
+            content=found,
+            put_only_if_absent=knows and found == content,
             ahead_seconds=_ahead(filesystem.info(path), before=before, after=after),
         )
     except BaseException:
-        with suppress(OSError):
+        try:
             filesystem.rm_file(path)
+        except OSError:
+            shown = stores.without_secret(storage.join(folder, name))
+            logger.warning("%s: was put as a trial and could not be removed", shown)
         raise
 
 
-def _refuses_another(filesystem: Any, path: str) -> bool:  # noqa: ANN401 - as above
-    """Whether a put over a file is refused when it is asked for only where none is."""
+def _knows_conditional_puts(filesystem: Any, path: str) -> bool:  # noqa: ANN401 - as above
+    """Try to put another file over one, only where none is; False if that is said to be unknown.
+
+    Whether it was refused is seen by what is there afterwards, not by an error, which any fault
+    may give.
+    """
     try:
         filesystem.pipe_file(path, b"another", mode="create")
     except OSError as error:
         return stores.error_code(error) != "NotImplemented"
     except (ValueError, NotImplementedError):
         return False
-    return False
+    return True
 
 
 def _ahead(info: dict[str, Any], *, before: float, after: float) -> tuple[float, float] | None:

@@ -141,30 +141,42 @@ def head_with_autoscaler(folder: Path, *, cpus: int, group: Mapping[str, Any]) -
     }
     file = folder / "autoscaler.yaml"
     file.write_text(json.dumps(config))
-    port, *others = free_ports(4)
-    names = ("dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
     flags = {
-        **dict(zip(names, others, strict=True)),
-        "port": port,
         "num-cpus": cpus,
         "object-store-memory": OBJECT_STORE_BYTES,
         "autoscaling-config": file,
         "temp-dir": folder / "ray",
     }
+    environment = {**os.environ, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+    with head_node(flags, environment) as (address, _):
+        yield address
+
+
+@contextmanager
+def head_node(
+    flags: Mapping[str, Any], environment: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """A Ray head of its own on loopback: its address, and its dashboard's."""
+    # Also those that are fixed by default, and taken by any other Ray of this machine: jobs find
+    # no agent then.
+    names = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    given = {**flags, **ports, "dashboard-host": "127.0.0.1"}
     process = subprocess.Popen(
-        [*RAY_START, "--head", "--block", *(f"--{name}={value}" for name, value in flags.items())],
-        env={**os.environ, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"},
+        [*RAY_START, "--head", "--block", *(f"--{name}={value}" for name, value in given.items())],
+        env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    dashboard = ("127.0.0.1", ports["dashboard-port"])
     try:
         deadline = time.monotonic() + ENDS_WITHIN_SECONDS
-        while socket.socket().connect_ex(("127.0.0.1", others[0])):
+        while socket.socket().connect_ex(dashboard):
             assert process.poll() is None, "the head node ended"
             assert time.monotonic() < deadline, "the dashboard did not come up"
             time.sleep(0.5)
-        yield f"127.0.0.1:{port}"
+        yield f"127.0.0.1:{ports['port']}", f"http://127.0.0.1:{dashboard[1]}"
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -12,7 +12,13 @@ import pytest
 from jobs import cli, curate
 from scar_core import storage
 from scar_core.errors import IncompleteError
-from scar_core.manifest import check_counts, follow_pointer, new_run_id, write_pointer
+from scar_core.manifest import (
+    check_counts,
+    follow_pointer,
+    new_run_id,
+    next_run_id,
+    write_pointer,
+)
 from tests.jobs_harness import curate_run, manifest_of, rows_of, write_pool
 from tests.tiny import tiny_ranker_dir
 
@@ -74,6 +80,18 @@ def test_a_run_sorts_after_the_one_it_follows() -> None:
     assert new_run_id(after=f"s3://b/selected/{ahead}") > ahead
     assert new_run_id(after=OLD) > NEW
     assert new_run_id(after="by-hand") > NEW
+
+
+def test_the_next_run_has_the_last_name(folder: str) -> None:
+    """Its own, unless a run there sorts after it, finished or not; other folders do not count."""
+    assert next_run_id(folder, own=NEW) == NEW
+    storage.write_bytes(storage.join(folder, OLD, "manifest.json"), b"{}")
+    storage.write_bytes(storage.join(folder, "zzz-by-hand", "manifest.json"), b"{}")
+    assert next_run_id(folder, own=NEW) == NEW
+    ahead = "20991231T235959Z-ffffff"
+    storage.write_bytes(storage.join(folder, ahead, "data/a.parquet"), b"")
+    assert next_run_id(folder, own=NEW) > ahead
+    assert next_run_id(folder) > ahead
 
 
 def test_rows_that_are_left_out_are_counted() -> None:

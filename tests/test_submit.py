@@ -5,65 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.jobs_harness import ROOT, manifest_of, write_pool
+from tests.ray_cluster import head_node
 from tests.tiny import tiny_ranker_dir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RAY = str(Path(sys.executable).parent / "ray")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@contextmanager
-def head_node(environment: dict[str, str], folder: Path) -> Iterator[str]:
-    """A Ray head of its own on loopback; the address of its dashboard."""
-    dashboard = free_port()
-    flags = {
-        "port": free_port(),
-        "dashboard-host": "127.0.0.1",
-        "dashboard-port": dashboard,
-        # Fixed by default, and taken by any other Ray of this machine: jobs find no agent then.
-        "dashboard-agent-listen-port": free_port(),
-        "ray-client-server-port": free_port(),
-        "num-cpus": 3,
-        "object-store-memory": 200_000_000,
-        "temp-dir": folder,
-    }
-    process = subprocess.Popen(
-        [RAY, "start", "--head", "--block", *(f"--{k}={v}" for k, v in flags.items())],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 90
-        while socket.socket().connect_ex(("127.0.0.1", dashboard)):
-            assert process.poll() is None, "the head node ended"
-            assert time.monotonic() < deadline, "the dashboard did not come up"
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{dashboard}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +40,8 @@ def token_environment() -> dict[str, str]:
 def cluster(token_environment: dict[str, str]) -> Iterator[str]:
     # A short path: the names of Ray's sockets lie below it.
     folder = Path("/tmp") / f"scar-ray-{os.getpid()}"  # noqa: S108 - as above
-    with head_node(token_environment, folder) as address:
+    flags = {"num-cpus": 3, "object-store-memory": 200_000_000, "temp-dir": folder}
+    with head_node(flags, token_environment) as (_, address):
         yield address
     shutil.rmtree(folder, ignore_errors=True)
 

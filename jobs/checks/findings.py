@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from scar_core.errors import ScarError
 
@@ -46,32 +46,26 @@ class Limited(Generic[Result]):
     def __init__(self, work: Callable[[], Result], *, seconds: float) -> None:
         self._seconds = seconds
         self._until = time.monotonic() + seconds
-        self._results: list[Result] = []
-        self._errors: list[BaseException] = []
         self._work = work
+        self._result = Future[Result]()
         # A daemon: what hangs must not keep the process from ending.
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         try:
-            self._results.append(self._work())
+            self._result.set_result(self._work())
         except BaseException as error:  # noqa: BLE001 - `result` raises it
-            self._errors.append(error)
+            self._result.set_exception(error)
 
     def ended(self, *, until: float) -> bool:
         """Whether the work has ended, well or not, by a time of `time.monotonic`."""
-        self._thread.join(max(0.0, until - time.monotonic()))
-        return not self._thread.is_alive()
+        return _ended(self._result, seconds=until - time.monotonic())
 
     def result(self) -> Result:
         """What the work gave, or raised; TimeoutError when its time is up."""
-        self._thread.join(max(0.0, self._until - time.monotonic()))
-        if self._errors:
-            raise self._errors[0]
-        if not self._results:
-            raise TimeoutError(f"no answer within {self._seconds:g} s")
-        return self._results[0]
+        if not self.ended(until=self._until):
+            raise TimeoutError(_no_answer(self._seconds))
+        return self._result.result()
 
 
 class Held:
@@ -99,18 +93,24 @@ class Held:
 
     def entered(self, *, seconds: float) -> None:
         """Wait until it is entered, or raise why not; TimeoutError after so long."""
-        try:
-            self._entered.result(timeout=seconds)
-        except TimeoutError:
-            if self._entered.done():
-                raise
-            raise TimeoutError(f"no answer within {seconds:g} s") from None
+        if not _ended(self._entered, seconds=seconds):
+            raise TimeoutError(_no_answer(seconds))
+        self._entered.result()
 
     def leave(self) -> None:
         """Leave it, and wait for that; what is entered only later is left at once."""
         self._leave.set()
         if self._entered.done():
             self._thread.join()
+
+
+def _ended(work: Future[Any], *, seconds: float) -> bool:
+    """Whether work has ended, well or not, after so long."""
+    return bool(wait([work], timeout=max(0.0, seconds)).done)
+
+
+def _no_answer(seconds: float) -> str:
+    return f"no answer within {seconds:g} s"
 
 
 def finding_of(check: str, give: Callable[[], Finding], *, then: str = "") -> Finding:

@@ -14,10 +14,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +88,8 @@ class RowSample:
         values_HD = values.reshape(len(self.rows_H), DRAWS_PER_STRATUM)
         total = float(np.dot(self.rows_H, values_HD.mean(axis=1)))
         variance_H = self.rows_H**2 * values_HD.var(axis=1, ddof=1) / DRAWS_PER_STRATUM
-        error = _t_quantile(_freedom(variance_H)) * math.sqrt(variance_H.sum())
+        quantile = float(stdtrit(_freedom(variance_H), (1 + CONFIDENCE) / 2))
+        error = quantile * math.sqrt(variance_H.sum())
         return Interval(total, max(0.0, total - error), total + error)
 
     def share(self, means: Sequence[float] | NDArray[np.float64]) -> Interval:
@@ -134,13 +135,3 @@ def _freedom(variance_H: NDArray[np.float64]) -> float:
     if not squares:
         return math.inf
     return (DRAWS_PER_STRATUM - 1) * float(variance_H.sum()) ** 2 / squares
-
-
-def _t_quantile(freedom: float) -> float:
-    """Student's t at both ends of CONFIDENCE, by the series of Cornish and Fisher.
-
-    Within 0.1 % from 7 degrees of freedom on, and there are no fewer.
-    """
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    terms = (z, (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96)
-    return sum(term / freedom**power for power, term in enumerate(terms))
