@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.select_stages import ScoredUnit
 from scar_core import storage
-from scar_core.errors import AccessError, InputError, SchemaError
+from scar_core.errors import InputError, SchemaError
 from scar_core.manifest import follow_pointer, read_manifest
 from scar_core.pool.files import FOOTER_THREADS, PoolFile, open_file
 from scar_core.pool.rows import PairColumns
@@ -81,8 +81,6 @@ def open_pool_files(
     def opened(entry: dict[str, Any]) -> PoolFile | InputError:
         try:
             return _open_pool_file(entry, folder, columns)
-        except AccessError:
-            raise
         except InputError as error:
             return error
 

@@ -27,7 +27,7 @@ from jobs.select_stages import consecutive
 from jobs.settled import SelectOptions, settled
 from jobs.verify_stages import Listed, Seen, check_chunk, differ_chunk, merge_seen
 from scar_core import storage
-from scar_core.errors import AccessError, IncompleteError, InputError, RunError
+from scar_core.errors import IncompleteError, InputError, RunError
 from scar_core.manifest import (
     check_counts,
     check_rows_held,
@@ -173,8 +173,6 @@ def _check_selection(folder: str, manifest: dict[str, Any], findings: Findings) 
     scores_folder = place.rpartition("/")[0]
     try:
         scores = read_manifest(scores_folder, kind="scores")
-    except AccessError:
-        raise
     except InputError as error:
         findings.add("scores", "", [str(error)])
         return
@@ -217,8 +215,6 @@ def _select_again(
                 cut=judged.cut,
                 groups=judged.groups,
             )
-    except AccessError:
-        raise
     except (IncompleteError, InputError, MissingError) as error:
         findings.add("selection", "", [str(error)])
         return

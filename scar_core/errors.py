@@ -3,8 +3,8 @@
 ScarError                 something an operator can fix
 ├── InputError            the input or the flags need fixing: exit code 2
 │   ├── SchemaError       a table lacks a column or holds another type
-│   ├── RankerError       a ranker directory cannot be used
-│   └── AccessError       a store refuses, lacks the bucket, or cannot be reached at the start
+│   └── RankerError       a ranker directory cannot be used
+├── AccessError           a store refuses, lacks the bucket, or cannot be reached: exit code 2
 ├── RunError              the run broke: exit code 1
 │   ├── PoolFileError     a file of the pool is not what it was when the run was planned
 │   ├── IncompleteError   rows or files are missing: counts do not close
@@ -45,8 +45,13 @@ class RankerError(InputError):
     """A directory is not a ranker that this version can load."""
 
 
-class AccessError(InputError, OSError):
-    """A store refuses, lacks the bucket, or cannot be reached at the start."""
+class AccessError(ScarError, OSError):
+    """A store refuses, lacks the bucket, or cannot be reached at the start.
+
+    No InputError: whoever takes one for a fault of what was to be read would blame the wrong thing.
+    """
+
+    exit_code = 2
 
 
 class RunError(ScarError):

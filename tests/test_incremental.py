@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import cli, curate
+from jobs.before import open_before
 from scar_core import storage
-from scar_core.errors import IncompleteError
+from scar_core.errors import AccessError, IncompleteError
 from scar_core.manifest import (
     check_counts,
     follow_pointer,
@@ -245,6 +246,24 @@ def test_a_run_before_that_cannot_be_compared_is_said_to_be(home: Path, tmp_path
     assert after.name > ahead.parent.name
     assert "nothing was published there" in before_of(after)["not_comparable"]
     assert str(tmp_path) not in (after / "report.json").read_text()
+
+
+def test_a_store_that_refuses_is_no_run_that_is_gone(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report that says "cannot be compared" would blame the run, and nobody look at the role."""
+    publish_run(folder, OLD)
+    write_pointer(folder, f"selected/{OLD}", kind="selection")
+    read = storage.read_bytes
+
+    def refusing(path: str) -> bytes:
+        if path.endswith("manifest.json"):
+            raise AccessError(f"{path}: the store refuses.")
+        return read(path)
+
+    monkeypatch.setattr(storage, "read_bytes", refusing)
+    with pytest.raises(AccessError, match="the store refuses"):
+        open_before(folder)
 
 
 def test_what_is_new_since_a_run_that_is_gone_is_not_guessed(

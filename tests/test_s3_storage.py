@@ -17,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs import cli, curate, score, select_rows, train
 from scar_core import storage, store_checks, stores
-from scar_core.errors import AccessError, InputError, StoreError
+from scar_core.errors import AccessError, StoreError
 from scar_core.pool.files import open_pool
 from scar_core.pool.rows import PairColumns
 from tests.fault_proxy import Proxy, fault_proxy
@@ -293,7 +293,7 @@ def test_an_error_of_a_store_travels(error: AccessError | StoreError) -> None:
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - just made
     assert (type(again), str(again)) == (type(error), str(error))
     assert isinstance(error, OSError)
-    assert error.exit_code == (2 if isinstance(error, InputError) else 1)
+    assert error.exit_code == (2 if isinstance(error, AccessError) else 1)
 
 
 # Options

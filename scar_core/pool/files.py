@@ -116,8 +116,6 @@ def open_sound_files(
     def opened(path: str, info: storage.FileInfo) -> PoolFile | BadFile:
         try:
             return open_file(info, path=path, columns=columns)
-        except AccessError:
-            raise
         except InputError as error:
             reason = "schema" if isinstance(error, SchemaError) else _reason(error.__cause__)
             message = str(error).replace(info.path, path)
