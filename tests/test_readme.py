@@ -70,7 +70,8 @@ def test_the_tree_lists_every_module_once(package: str) -> None:
 
 def test_core_modules_import_only_from_lines_above_their_own() -> None:
     """The tree can be read from top to bottom."""
-    rooms = list(rooms_of("scar_core"))
+    # `__init__` is read first and names rooms for others to ask for; it imports none by itself.
+    _, *rooms = rooms_of("scar_core")
     for index, room in enumerate(rooms):
         below = {f"scar_core.{name.replace('/', '.')}" for name in rooms[index:]}
         assert not imports_of(ROOT / f"scar_core/{room}.py") & below, room
