@@ -100,7 +100,7 @@ class PairTokenizer:
             )
 
     def prompts(self, instructions: Sequence[str]) -> TokenRows:
-        """Give instructions as prompts; where one is too long, the end of the instruction is cut."""
+        """Give instructions as prompts; the end of one that is too long is cut."""
         start = [] if self._templated or self.start_id is None else [self.start_id]
         texts = [f"{self._before}{text}{self._after}" for text in instructions]
         kept, cut = [], []

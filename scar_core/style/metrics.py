@@ -11,15 +11,15 @@ MTLD_WORDS = 50
 """Words below which MTLD says nothing: Koizumi & In'nami (2012) find it stable from 100 on."""
 
 PUNCTUATION = {
-    "full_stops": ".。．",
-    "commas": ",，、",
-    "question_marks": "?？",
-    "exclamation_marks": "!！",
-    "colons": ":：",
-    "semicolons": ";；",
-    "dashes": "–—",
-    "quotes": "\"'“”‘’«»「」『』",
-    "brackets": "()[]（）【】",
+    "full_stops": ".。．",  # noqa: RUF001
+    "commas": ",，、",  # noqa: RUF001
+    "question_marks": "?？",  # noqa: RUF001
+    "exclamation_marks": "!！",  # noqa: RUF001
+    "colons": ":：",  # noqa: RUF001
+    "semicolons": ";；",  # noqa: RUF001
+    "dashes": "–—",  # noqa: RUF001
+    "quotes": "\"'“”‘’«»「」『』",  # noqa: RUF001
+    "brackets": "()[]（）【】",  # noqa: RUF001
 }
 
 
@@ -140,7 +140,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         name="flesch_reading_ease",
         what="How easy English prose reads; about 60 is plain, 30 academic.",
-        source="Flesch 1948: 206.835 - 1.015 words/sentence - 84.6 syllables/word; syllables by rule",
+        source="Flesch 1948: 206.835 - 1.015 words/sentence - 84.6 syllables/word, by rule",
         unit="points",
         undefined=_ENGLISH,
         group="sentences",

@@ -27,6 +27,7 @@ import pyarrow as pa
 import torch
 
 from scar_core.errors import InputError, RunError
+from scar_core.ranker.encoding import TokenRows
 from scar_core.style.causal import (
     MeanLosses,
     fault_of,
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-    from scar_core.ranker.encoding import TokenRows
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,9 @@ commas between digits: "don't", "well-kept" and "3.5" are one each. Chinese and 
 without spaces: each Han character, hiragana and katakana is a word. Other scripts without spaces
 (Thai, Lao, Khmer, Burmese) are not cut: a run of them is a word.
 
-A *sentence* is what `sentencex` cuts, by English abbreviations and by the full stops of all scripts,
-if it holds a word; it never reaches beyond its block (a paragraph, a list item, a cell).
+A *sentence* is what `sentencex` cuts, by English abbreviations and the full
+stops of all scripts, if it holds a word; it never reaches beyond its block (a paragraph, a list
+item, a cell).
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ if TYPE_CHECKING:
 MTLD_THRESHOLD = 0.72
 """The type-token ratio at which a factor is full (McCarthy & Jarvis 2010)."""
 
-FUNCTION_WORDS = frozenset(
+_FUNCTION_WORDS = (
     # Articles, determiners and quantifiers.
     "a an the this that these those all any both each either enough every few fewer less little "
     "lots many more most much neither no none other others another several some such what "
     "whatever which whichever "
     # Pronouns.
-    "i me my mine myself you your yours yourself yourselves he him his himself she her hers herself "
-    "it its itself we us our ours ourselves they them their theirs themselves one oneself who whom "
-    "whose whoever anybody anyone anything everybody everyone everything nobody nothing somebody "
-    "someone something "
+    "i me my mine myself you your yours yourself yourselves he him his himself she her hers "
+    "herself it its itself we us our ours ourselves they them their theirs themselves one oneself "
+    "who whom whose whoever anybody anyone anything everybody everyone everything nobody nothing "
+    "somebody someone something "
     # Auxiliaries and their contractions.
     "am is are was were be been being have has had having do does did done doing will would shall "
     "should can could may might must ought cannot "
@@ -49,11 +50,12 @@ FUNCTION_WORDS = frozenset(
     "and but or nor so yet if because although though unless while whereas whether than when where "
     "how why once "
     # Negation, degree, deixis.
-    "not too very just only also even still there here then now again".split()
+    "not too very just only also even still there here then now again"
 )
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 """English closed-class words, after the classes of Quirk et al. (1985, ch. 2)."""
 
-TRANSITIONS = frozenset(
+_TRANSITIONS = (
     # Addition.
     "additionally|furthermore|moreover|besides|likewise|similarly|in addition|what is more|"
     # Contrast.
@@ -68,8 +70,9 @@ TRANSITIONS = frozenset(
     "specifically|namely|for example|for instance|in particular|such as|to illustrate|"
     # Emphasis and summary.
     "overall|ultimately|indeed|in fact|of course|in conclusion|in summary|to summarize|to sum up|"
-    "in short|in other words|in general|all in all".split("|")
+    "in short|in other words|in general|all in all"
 )
+TRANSITIONS = frozenset(_TRANSITIONS.split("|"))
 """English words and phrases that link sentences: conjuncts, after Quirk et al. (1985, 8.134-8.147).
 """
 
