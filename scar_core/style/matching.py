@@ -30,8 +30,9 @@ def length_matched_sample(
 ) -> MatchedSample:
     """Draw from a pool, without replacement, as many rows of each length as are wanted.
 
-    Lengths count as equal within a bin; bins are cut so that each holds about as many wanted rows,
-    at most so many bins. The same seed and lengths give the same rows.
+    A bin reaches from its shortest to its longest wanted row, and lengths within it count as equal.
+    Each distinct length is a bin; where there are more, so many with about as many wanted rows
+    each. The same seed and lengths give the same rows.
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
@@ -40,14 +41,18 @@ def length_matched_sample(
         raise ValueError("a length is not a number")
     if not len(wanted_W):
         return MatchedSample(np.empty(0, np.int64), 0)
-    # The outer bins end with the wanted lengths: a longer row of the pool stands for none of them.
-    quantiles = np.quantile(wanted_W, np.linspace(0, 1, bins + 1), method="lower")
-    starts_L = np.unique(np.append(quantiles[:-1], np.nextafter(wanted_W.max(), np.inf)))
-    need_L = np.histogram(wanted_W, starts_L)[0]
+    starts_L = np.unique(wanted_W)
+    if len(starts_L) > bins:
+        quantiles = np.quantile(wanted_W, np.linspace(0, 1, bins + 1), method="lower")
+        starts_L = np.unique(quantiles[:-1])
+    sorted_W = np.sort(wanted_W)
+    first_L = np.searchsorted(sorted_W, starts_L)
+    need_L = np.diff(first_L, append=len(sorted_W))
+    last_L = sorted_W[first_L + need_L - 1]
     # Shuffled, then sorted by bin and stably: the first of each bin are a draw without replacement.
     order_P = np.random.default_rng(seed).permutation(len(pool_P))
     bin_P = np.searchsorted(starts_L, pool_P[order_P], side="right") - 1
-    inside_P = (bin_P >= 0) & (bin_P < len(need_L))
+    inside_P = (bin_P >= 0) & (pool_P[order_P] <= last_L[bin_P])
     order_P, bin_P = order_P[inside_P], bin_P[inside_P]
     sorted_P = np.argsort(bin_P, kind="stable")
     have_L = np.bincount(bin_P, minlength=len(need_L))
