@@ -16,6 +16,7 @@ pool/           rows to be scored: files, units, sidecars
 ranker/         the model: texts to tokens, encoders, heads, a ranker directory
 training/       quadruples to a ranker
 scoring         Scorer: pairs → scores, in input order
+style/          style in figures: form metrics, consistency, surprisal
 selection/      exactly the best rows, from sidecars alone
 library         the job in one process: rows in memory scored, the best kept
 

@@ -96,7 +96,7 @@ def test_a_pool_that_lacks_a_length_is_told_of() -> None:
     sample = length_matched_sample([10, 10, 20, 20, 30], [20, 10, 20, 20, 99, 1, 15], bins=5)
     assert sample.short_rows == 2
     assert sorted(np.array([20, 10, 20, 20, 99, 1, 15])[sample.rows].tolist()) == [10, 20, 20]
-    assert length_matched_sample([], [1, 2]) == (pytest.approx([]), 0)
+    assert [len(length_matched_sample([], [1, 2]).rows), len(sample.rows)] == [0, 3]
     assert length_matched_sample([1, 2], []).short_rows == 2
     with pytest.raises(ValueError, match="not a number"):
         length_matched_sample([float("nan")], [1])

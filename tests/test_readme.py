@@ -77,7 +77,7 @@ def test_core_modules_import_only_from_lines_above_their_own() -> None:
         assert not imports_of(ROOT / f"scar_core/{room}.py") & below, room
 
 
-@pytest.mark.parametrize("folder", ["pool", "ranker", "training", "selection"])
+@pytest.mark.parametrize("folder", ["pool", "ranker", "training", "style", "selection"])
 def test_a_folder_lists_its_rooms_in_the_readmes_words(folder: str) -> None:
     """One order and one sentence per room, told twice and never differently."""
     own = (ROOT / f"scar_core/{folder}/__init__.py").read_text("utf-8")

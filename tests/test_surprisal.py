@@ -15,12 +15,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from scar_core.errors import InputError, RunError
 from scar_core.style import surprisal
+from scar_core.style.causal import losses_packed
 from scar_core.style.lm_tokens import LanguageModel, PairTokenizer, load_language_model
 from scar_core.style.surprisal import SurprisalConfig, SurprisalScorer
 from tests.tiny import VOCAB_SIZE, tiny_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
 PAIRS = [
     ("Name three colours.", "Red, green and blue. " * 3),
@@ -46,7 +49,7 @@ MODEL_TYPES = {
 def tiny_model(model_type: str = "llama", **changes: Any) -> Any:  # noqa: ANN401 - transformers' own
     """A random causal language model."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     shape |= {"intermediate_size": 64, "vocab_size": VOCAB_SIZE, "max_position_embeddings": 256}
     shape |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "initializer_range": 0.2}
     config = AutoConfig.for_model(model_type, **shape | MODEL_TYPES[model_type] | changes)
@@ -65,18 +68,24 @@ def tiny_scorer(model_type: str = "llama", **config: Any) -> SurprisalScorer:  #
     return SurprisalScorer(tiny_lm(model_type), config=SurprisalConfig(**config), device="cpu")
 
 
+def text_of(tokenizer: PairTokenizer, ids_T: NDArray[np.int32]) -> str:
+    """What the tokens stand for; the tiny tokenizer has no decoder."""
+    tokens: list[str] = tokenizer.tokenizer.convert_ids_to_tokens(ids_T.tolist())
+    return "".join(tokens).replace("Ġ", " ").replace("Ċ", "\n")
+
+
 def plain_losses(
     loaded: LanguageModel, pairs: list[tuple[str, str]], *, most: int
 ) -> list[tuple[float, float]]:
-    """Each pair alone through the model as it is written: (given, alone), as transformers has it."""
+    """Each pair alone through the model as it is written, stock attention: (given, alone)."""
     model, tokenizer = loaded
     found = []
     for instruction, response in pairs:
         turn = [{"role": "user", "content": instruction}]
         text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         prompt = tokenizer(text, add_special_tokens=False).input_ids
-        after = tokenizer(text.rpartition(instruction)[2], add_special_tokens=False).input_ids
         if len(prompt) > most:
+            after = tokenizer("</s>assistant: ", add_special_tokens=False).input_ids
             prompt = prompt[: most - len(after)] + after
         ids = tokenizer(response, add_special_tokens=False).input_ids[:most]
         both = []
@@ -155,7 +164,7 @@ def test_a_cut_prompt_still_opens_the_answer() -> None:
     cut, uncut = tokenizer.prompts([long, "a"]), whole.prompts([long, "a"])
     assert cut.lengths_N[0] == 40
     assert (cut.lengths_N + cut.cut_N).tolist() == uncut.lengths_N.tolist()
-    text = tokenizer.tokenizer.decode(cut.ids_T[:40])
+    text = text_of(tokenizer, cut.ids_T[:40])
     assert text.startswith("<s>user: word word")
     assert text.endswith("</s>assistant: ")
 
@@ -163,7 +172,7 @@ def test_a_cut_prompt_still_opens_the_answer() -> None:
 def test_a_tokenizer_without_a_template_gets_a_plain_prompt() -> None:
     """The start token, the instruction, an empty line."""
     tokenizer = PairTokenizer(tiny_lm(template=None).tokenizer, max_tokens=40)
-    assert tokenizer.tokenizer.decode(tokenizer.prompts(["Name it."]).ids_T) == "<s>Name it.\n\n"
+    assert text_of(tokenizer, tokenizer.prompts(["Name it."]).ids_T) == "<s>Name it.\n\n"
     never = PairTokenizer(tiny_lm().tokenizer, max_tokens=40, template="never")
     assert never.prompts(["Name it."]).ids_T.tolist() == (
         tokenizer.prompts(["Name it."]).ids_T.tolist()
@@ -180,7 +189,6 @@ def test_without_a_start_token_the_first_token_counts_in_no_loss() -> None:
     with torch.inference_mode():
         logits = loaded.model(torch.tensor([ids])).logits[0]
     wanted = cross_entropy(logits[:-1], torch.tensor(ids[1:])).item()
-    assert losses.alone_B is not None
     assert losses.alone_B[0] == pytest.approx(wanted, abs=1e-4)
     assert np.isnan([losses.alone_B[1], losses.given_B[1]]).all()
 
@@ -196,13 +204,16 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     """A folder without a model; a text that another tokenizer cut; sizes nothing fits in."""
     with pytest.raises(InputError, match="no causal language model"):
         SurprisalScorer.load(str(tmp_path))
-    scorer = tiny_scorer(max_tokens=16)
+    scorer = tiny_scorer(max_tokens=40)
     longer = PairTokenizer(tiny_lm().tokenizer, max_tokens=100)
-    with pytest.raises(InputError, match="this scorer reads 16"):
+    with pytest.raises(InputError, match="this scorer reads 40"):
         scorer.score_tokens(*longer.pairs(PAIRS))
-    for name in ("token_budget", "max_tokens", "work_rows"):
-        with pytest.raises(ValueError, match=name):
-            SurprisalConfig(**{name: 0})
+    with pytest.raises(InputError, match="the chat template alone takes as many"):
+        tiny_scorer(max_tokens=16)
+    sizes: list[dict[str, Any]] = [{"token_budget": 0}, {"max_tokens": 7}, {"work_rows": 0}]
+    for size in sizes:
+        with pytest.raises(ValueError, match=next(iter(size))):
+            SurprisalConfig(**size)
 
 
 def test_a_saved_model_is_loaded_as_it_was(tmp_path: Path) -> None:
@@ -226,7 +237,7 @@ def test_want_of_memory_halves_the_budget(
         def losses(model: Any, **texts: Any) -> Any:  # noqa: ANN401 - as the function it stands for
             if len(texts["ids_T"]) > most:
                 raise torch.OutOfMemoryError("no memory")
-            return surprisal.losses_packed(model, **texts)
+            return losses_packed(model, **texts)
 
         return losses
 
@@ -258,7 +269,7 @@ def test_a_real_model_foresees_what_was_said_before() -> None:
         ("What is the capital of France?", "The capital of France is Paris."),
     ]
     stock = load_language_model(path)
-    plain = plain_losses(stock, pairs, most=1024)
+    plain = np.array(plain_losses(stock, pairs, most=1024))
     losses = scorer.losses(*scorer.tokenizer.pairs(pairs))
     np.testing.assert_allclose(np.stack((losses.given_B, losses.alone_B), 1), plain, atol=1e-4)
     table = scorer.table(pairs)

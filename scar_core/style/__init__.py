@@ -1,8 +1,8 @@
-"""Style in figures: what responses look like, how they follow, and how alike a set of them is.
+"""Style in figures: what responses look like, how they follow, how alike they are.
 
 words           words, sentences, syllables of prose; function words and transitions
-layout          Markdown as a person sees it: lists, headings, code, tables, and the prose between
-metrics         what each form metric means: definition, source, unit, when it is undefined
+layout          Markdown as a person sees it, and the prose between
+metrics         what each form metric means: source, unit, when it is undefined
 form            the form metrics of texts, a column each
 consistency     how far each metric spreads over a set, with bootstrap intervals
 matching        rows drawn by chance that are as long as other rows

@@ -216,8 +216,14 @@ def _means(
     logits_KV: Tensor, target_K: NDArray[Any], counted_N: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     targets = to_device(target_K.astype(np.int64), logits_KV.device)
-    pieces = zip(logits_KV.split(_LOSS_ROWS), targets.split(_LOSS_ROWS), strict=True)
-    losses = [cross_entropy(rows.float(), wanted, reduction="none") for rows, wanted in pieces]
+    losses = [
+        cross_entropy(
+            logits_KV[first : first + _LOSS_ROWS].float(),
+            targets[first : first + _LOSS_ROWS],
+            reduction="none",
+        )
+        for first in range(0, len(targets), _LOSS_ROWS)
+    ]
     loss_K = torch.cat(losses).double().cpu().numpy()
     sums_N: NDArray[np.float64] = np.add.reduceat(loss_K, counted_N.cumsum() - counted_N)
     return sums_N / counted_N

@@ -107,8 +107,8 @@ class Losses(NamedTuple):
     """Mean losses of B responses in nats; NaN where no token of a response counts."""
 
     given_B: NDArray[np.float64]
-    alone_B: NDArray[np.float64] | None
-    """None where it was not asked for."""
+    alone_B: NDArray[np.float64]
+    """NaN, too, where it was not asked for."""
 
     @property
     def perplexity_B(self) -> NDArray[np.float64]:
@@ -118,8 +118,6 @@ class Losses(NamedTuple):
     @property
     def ifd_B(self) -> NDArray[np.float64]:
         """Loss given over loss alone; NaN where the latter is 0."""
-        if self.alone_B is None:
-            raise ValueError("the losses without the instruction were not computed")
         return self.given_B / np.where(self.alone_B > 0, self.alone_B, np.nan)
 
 
@@ -206,12 +204,12 @@ class SurprisalScorer:
             raise ValueError(f"{len(prompts)} prompts, {len(responses)} responses")
         self._check_lengths(prompts, responses)
         given_B = np.full(len(responses), np.nan)
-        alone_B = np.full(len(responses), np.nan) if alone else None
+        alone_B = given_B.copy()
         for first in range(0, len(responses), self.config.work_rows):
             rows = np.arange(first, min(first + self.config.work_rows, len(responses)))
             texts = responses.take(rows)
             given_B[rows] = self._mean_losses(prompts.take(rows), texts)
-            if alone_B is not None:
+            if alone:
                 alone_B[rows] = self._mean_losses(self._starts(len(rows)), texts)
         self.stats.rows += len(responses)
         return Losses(given_B, alone_B)
