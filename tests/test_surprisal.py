@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from scar_core.errors import InputError, RunError
-from scar_core.style import surprisal
+from scar_core.style import lm_losses
 from scar_core.style.causal import losses_packed
 from scar_core.style.lm_tokens import LanguageModel, PairTokenizer, load_language_model
 from scar_core.style.surprisal import SurprisalConfig, SurprisalScorer
@@ -241,11 +241,11 @@ def test_want_of_memory_halves_the_budget(
 
         return losses
 
-    monkeypatch.setitem(surprisal._LOSSES, "packed", tight(250))  # noqa: SLF001 - a device that is full
+    monkeypatch.setitem(lm_losses._LOSSES, "packed", tight(250))  # noqa: SLF001 - a device that is full
     with caplog.at_level(logging.WARNING):
         np.testing.assert_allclose(scorer.score(PAIRS), wanted, rtol=1e-5)
     assert scorer.stats.halvings > 0
-    monkeypatch.setitem(surprisal._LOSSES, "packed", tight(50))  # noqa: SLF001 - as above
+    monkeypatch.setitem(lm_losses._LOSSES, "packed", tight(50))  # noqa: SLF001 - as above
     with pytest.raises(RunError, match="does not fit into memory"):
         scorer.score(PAIRS)
 
