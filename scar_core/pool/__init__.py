@@ -1,6 +1,9 @@
 """Rows to be scored: what they must be, the files they come in, the units they are counted in.
 
 rows            what a pair must be to be scored, content hash, the sidecar's columns
+layouts         the forms of rows that trainers know, and in which columns their parts are
+chats           rows as chats: every layout read as messages
+forms           chats as rows of another form, written whole or refused
 files           a pool's Parquet files, footers read, columns checked
 units           a pool → units: the grain of scoring, resuming and counting
 sample          rows drawn by chance from units, and intervals for what they say of all rows
