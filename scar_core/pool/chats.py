@@ -229,7 +229,7 @@ _READERS: dict[Form, Callable[[Row], Chat]] = {
 
 def text_of(message: Message) -> str | None:
     """What a message says; of parts the texts, a line each. None where it says nothing in words."""
-    content: str | None | list[Message] = message["content"]
+    content: str | list[Message] | None = message["content"]
     if isinstance(content, list):
         texts = [part["text"] for part in content if part.get("type") == "text"]
         return "\n".join(text for text in texts if text) if texts else None
