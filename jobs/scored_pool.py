@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.select_stages import ScoredUnit
 from scar_core import storage
-from scar_core.errors import InputError, SchemaError
+from scar_core.errors import InputError
 from scar_core.manifest import follow_pointer, read_manifest
 from scar_core.pool.files import FOOTER_THREADS, PoolFile, open_file
 from scar_core.pool.rows import PairColumns
 from scar_core.pool.units import Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +99,3 @@ def _open_pool_file(entry: dict[str, Any], folder: str, columns: PairColumns) ->
     if file.fingerprint != entry["fingerprint"]:
         raise InputError(f"{url}: changed since it was scored. Score again: only it is done anew.")
     return file
-
-
-def check_score_column(files: Sequence[PoolFile], name: str) -> None:
-    """Raise SchemaError if a file has a column of the name that is to be added."""
-    for file in files:
-        if name in file.schema.names:
-            raise SchemaError(
-                f"{file.shown}: has a column {name!r} already; selected rows would have two. "
-                "Pass another name with --score-column."
-            )

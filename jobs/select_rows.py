@@ -12,14 +12,15 @@ from jobs import cli, pipeline
 from jobs import select_stages as stages
 from jobs.actors import ActorConfig
 from jobs.before import SPREAD_NAME
+from jobs.beside import beside
 from jobs.comparison import compare
 from jobs.events import EventsConfig, recording, tell, tell_published
 from jobs.find_copies import scratch
 from jobs.news import Against
-from jobs.scored_pool import Scores, check_score_column, open_scores
+from jobs.scored_pool import Scores, open_scores
 from jobs.select_report import make_report
 from jobs.select_write import plan_parts, write_part
-from jobs.settled import SelectOptions, rescorer_of, settled
+from jobs.settled import SelectOptions, output_of, rescorer_of, settled
 from scar_core import storage
 from scar_core.errors import IncompleteError
 from scar_core.manifest import MANIFEST_NAME, check_unpublished, new_run_id, publish, to_json
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from jobs.rescore import Rescorer
     from jobs.select_stages import ScoredUnit, Told
     from jobs.select_write import Part
+    from jobs.written_as import Output
 
 logger = logging.getLogger("scar_curate")
 
@@ -85,21 +87,25 @@ def select(
         IncompleteError: rows are missing somewhere; nothing was published.
     """
     check_columns(scores, options)
+    output = output_of(scores.columns, options)
     with scratch(folder) as exchange:
         units, judged, precision = settled(scores, options, rescorer, exchange=exchange)
         told = _tell(units, judged, options, folder=folder)
         compared = compare(against.before, scores, units, told.picked)
         picked = against.to_write(told.picked, exchange=exchange)
         parts = plan_parts(units, picked, megabytes=options.file_megabytes)
-        entries = _write(judged, parts, compared, options, folder=folder)
+        entries = _write(judged, parts, compared, output, folder=folder)
     report = make_report(scores, options, judged, told)
     report["precision"] = precision
     report["counts"] |= against.counts(judged.cut.selected, picked)
     report |= compared
+    ranker = scores.manifest["key"]["ranker"]
+    told_beside = beside(output, parts[0].schema, report, ranker=ranker)
     spread = {"edges": judged.edges_E.tolist(), "rows": told.spread_B.tolist()}
     entries += [
-        _write_json(folder, "report.json", to_json(report)),
-        _write_json(folder, SPREAD_NAME, to_json(spread, indent=None)),
+        _write_bytes(folder, "report.json", to_json(report)),
+        _write_bytes(folder, SPREAD_NAME, to_json(spread, indent=None)),
+        *(_write_bytes(folder, name, text.encode()) for name, text in told_beside.items()),
     ]
     _publish(scores, options, against, judged, told, folder=folder, report=report, files=entries)
     return report
@@ -107,7 +113,7 @@ def select(
 
 def check_columns(scores: Scores, options: SelectOptions) -> None:
     """Raise SchemaError if the pool has the column that is to be added, or lacks that of groups."""
-    check_score_column(scores.files, options.score_column)
+    output_of(scores.columns, options).check(scores.files)
     if options.per is not None:
         check_label_column(scores.files, options.per, flag="--per")
 
@@ -116,7 +122,7 @@ def _write(
     judged: Judged,
     parts: Sequence[Part],
     compared: dict[str, Any],
-    options: SelectOptions,
+    output: Output,
     *,
     folder: str,
 ) -> list[dict[str, Any]]:
@@ -136,7 +142,7 @@ def _write(
     )
     if compared:
         tell("compared", **compared)
-    written = pipeline.run(write_part, parts, folder=folder, score_column=options.score_column)
+    written = pipeline.run(write_part, parts, folder=folder, output=output)
     return sorted(written, key=lambda entry: str(entry["path"]))
 
 
@@ -211,7 +217,7 @@ def _publish(
     )
 
 
-def _write_json(folder: str, name: str, data: bytes) -> dict[str, Any]:
+def _write_bytes(folder: str, name: str, data: bytes) -> dict[str, Any]:
     """Store a file that is no table; its manifest entry."""
     storage.write_bytes(storage.join(folder, name), data)
     return {"path": name, "rows": 0, "bytes": len(data), "sha256": sha256(data).hexdigest()}

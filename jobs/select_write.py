@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from scar_core.errors import IncompleteError
 from scar_core.pool.units import read_ranges, take_rows
 from scar_core.selection.order import values_of
 from scar_core.selection.picked import read_picked
-from scar_core.tables import write_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from jobs.select_stages import ScoredUnit
+    from jobs.written_as import Output
     from scar_core.pool.files import PoolFile
     from scar_core.selection.picked import Picked
 
@@ -53,8 +54,8 @@ class Slice:
 class Part:
     """One output file."""
 
-    path: str
-    """Relative to the run's directory."""
+    index: int
+    """Among the output files, from 0."""
     schema: pa.Schema
     """Of the input rows."""
     slices: tuple[Slice, ...]
@@ -85,7 +86,7 @@ def plan_parts(
         groups += _balanced(run, sizes, most=megabytes * 2**20)
     return [
         Part(
-            path=f"data/part-{index:05d}.parquet",
+            index=index,
             schema=(group[0] if group else units[0]).file.schema,
             slices=group,
         )
@@ -128,23 +129,24 @@ def _balanced(
     return [tuple(group) for group in groups]
 
 
-def write_part(part: Part, *, folder: str, score_column: str) -> dict[str, Any]:
+def write_part(part: Part, *, folder: str, output: Output) -> dict[str, Any]:
     """Write an output file below the run's folder; its manifest entry.
 
     Raises:
+        InputError: a row that cannot be written as asked for.
         IncompleteError: other rows are there than were planned.
     """
-    schema = part.schema.append(pa.field(score_column, pa.float32()))
-    written = write_table(folder, part.path, _selected_rows(part, schema), schema=schema)
+    path = output.path(part.index)
+    written = output.write(folder, path, _selected_rows(part, output), pool=part.schema)
     if written.rows != part.rows:
         raise IncompleteError(
-            f"{part.path}: {part.rows:,} rows were to be written, not {written.rows:,}."
+            f"{path}: {part.rows:,} rows were to be written, not {written.rows:,}."
         )
     return written._asdict()
 
 
-def _selected_rows(part: Part, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Rows of the output schema, one stretch after the other, in order."""
+def _selected_rows(part: Part, output: Output) -> Iterator[pa.Table]:
+    """Output rows, one stretch after the other, in order."""
     for (file, url), group in groupby(part.slices, key=lambda one: (one.file, one.picked)):
         held = list(group)
         picked = read_picked(url, ["row", "score"], start=held[0].start, stop=held[-1].stop)
@@ -155,9 +157,13 @@ def _selected_rows(part: Part, schema: pa.Schema) -> Iterator[pa.Table]:
         for table, stretch in zip(read_ranges(file, ranges), stretches, strict=True):
             scores = picked["score"].slice(done, len(stretch))
             rows = take_rows(table, stretch - stretch[0])
-            named = rows.append_column(schema.field(schema.names[-1]), scores)
-            yield named.replace_schema_metadata(schema.metadata)
+            yield output.rows(rows, scores, where=partial(_place, file, stretch))
             done += len(stretch)
+
+
+def _place(file: PoolFile, rows_M: NDArray[np.int64], position: int) -> str:
+    """What error texts call one of some rows of a file."""
+    return f"{file.shown}, row {rows_M[position]:,}"
 
 
 def _stretches(

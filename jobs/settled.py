@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from jobs.find_copies import mark
 from jobs.passes import Judged, judge
 from jobs.rescore import Rescorer, score_repeated, settle
+from jobs.written_as import Output, WriteOptions
 from scar_core import storage
 from scar_core.errors import IncompleteError, InputError
+from scar_core.pool.layouts import pair_layout
 from scar_core.selection.keep import parse_keep
 from scar_core.selection.quotas import GroupRule, group_rule
 
@@ -18,10 +20,11 @@ if TYPE_CHECKING:
     from jobs.actors import ActorConfig
     from jobs.scored_pool import Scores
     from jobs.select_stages import ScoredUnit
+    from scar_core.pool.rows import PairColumns
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectOptions:
+class SelectOptions(WriteOptions):
     """What to keep, and how it is written."""
 
     keep: str
@@ -59,6 +62,11 @@ class SelectOptions:
             least=self.min_per_group,
             most=self.max_per_group,
         )
+
+
+def output_of(columns: PairColumns, options: SelectOptions) -> Output:
+    """What selected rows of a pool are written as."""
+    return Output(layout=pair_layout(columns), options=options, score_column=options.score_column)
 
 
 def rescorer_of(scores: Scores, actors: ActorConfig, *, ranker: str | None = None) -> Rescorer:

@@ -190,8 +190,9 @@ def _check_selection(folder: str, manifest: dict[str, Any], findings: Findings) 
 def _select_again(
     folder: str, manifest: dict[str, Any], scores_folder: str, findings: Findings
 ) -> None:
-    names = SelectOptions.__dataclass_fields__
-    options = SelectOptions(**{name: manifest["config"][name] for name in names})
+    given = manifest["config"]  # an older version's lacks what it had no flag for
+    names = [name for name in SelectOptions.__dataclass_fields__ if name in given]
+    options = SelectOptions(**{name: given[name] for name in names})
     scores = open_scores(scores_folder)
     rescorer = Done(
         scores=storage.locate(scores.manifest["files_below"], base=scores_folder),

@@ -6,6 +6,7 @@ differ_chunk   sidecars  →  rows that a cut selects and the run did not list, 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import TYPE_CHECKING
@@ -87,14 +88,32 @@ def _check(listed: Listed) -> Seen:
     if found.sha256 != listed.sha256:
         told = f"{url}: has sha256 {found.sha256}, the manifest says {listed.sha256}."
         return Seen(faults=[told])
-    if not listed.path.endswith(".parquet"):
-        return Seen(files=1, bytes=found.bytes)
+    if listed.path.endswith(".jsonl"):
+        return _check_lines(url, listed)
+    if listed.path.endswith(".parquet"):
+        return _check_table(url, listed)
+    return Seen(files=1, bytes=found.bytes)
+
+
+def _check_table(url: str, listed: Listed) -> Seen:
     with storage.open_input(url) as opened, pq.ParquetFile(opened) as file:
         rows = file.metadata.num_rows
         if rows != listed.rows:
             return Seen(faults=[f"{url}: holds {rows:,} rows, the manifest says {listed.rows:,}."])
         lowest = None if listed.score_column is None else _lowest(file, listed.score_column)
-    return Seen(files=1, bytes=found.bytes, lowest=lowest)
+    return Seen(files=1, bytes=listed.bytes, lowest=lowest)
+
+
+def _check_lines(url: str, listed: Listed) -> Seen:
+    rows, lowest = 0, None
+    with storage.open_input(url) as file:
+        for rows, line in enumerate(file, start=1):  # noqa: B007 - how many there are
+            if listed.score_column:
+                score = json.loads(line)[listed.score_column]
+                lowest = score if lowest is None else min(lowest, score)
+    if rows != listed.rows:
+        return Seen(faults=[f"{url}: holds {rows:,} rows, the manifest says {listed.rows:,}."])
+    return Seen(files=1, bytes=listed.bytes, lowest=lowest)
 
 
 def _lowest(file: pq.ParquetFile, column: str) -> float | None:

@@ -11,7 +11,7 @@ lease_terms     the chain of terms of a lease, as it is stored
 lease           one run at a time on a curation
 store_checks    whether stores can be read and written, asked before a start
 manifest        publish and open: data first, manifest last
-tables          tables as Parquet files, with what a manifest says of them
+tables          tables as files, with what a manifest says of them
 pool/           rows to be scored: files, units, sidecars
 ranker/         the model: texts to tokens, encoders, heads, a ranker directory
 training/       quadruples to a ranker

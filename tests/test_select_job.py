@@ -19,7 +19,9 @@ from jobs import cli, pipeline, score, select_rows
 from jobs.rescore import Rescorer
 from jobs.select_stages import ScoredUnit
 from jobs.select_write import plan_parts, write_part
+from jobs.written_as import Output, WriteOptions
 from scar_core.errors import InputError, ScarError, StoreError
+from scar_core.pool.layouts import Layout
 from scar_core.pool.rows import content_hash
 from scar_core.pool.units import Unit
 from scar_core.selection.picked import PICKED_SCHEMA, Picked, write_picked
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Row = dict[str, Any]
+
+AS_THEY_CAME = Output(layout=Layout(form="pair"), options=WriteOptions(), score_column="s")
 
 
 @pytest.fixture(scope="module")
@@ -330,9 +334,9 @@ def test_a_row_group_without_selected_rows_is_not_read(
     table = pa.table(columns, schema=PICKED_SCHEMA)
     picked = write_picked(str(tmp_path), "picked/x.parquet", [table], ordinals=[0])
     (part,) = plan_parts([unit], picked, megabytes=1)
-    assert write_part(part, folder=str(tmp_path), score_column="s")["rows"] == 4
+    assert write_part(part, folder=str(tmp_path), output=AS_THEY_CAME)["rows"] == 4
     assert read == [0, 2, 9]
-    table = pq.read_table(tmp_path / part.path)
+    table = pq.read_table(tmp_path / AS_THEY_CAME.path(part.index))
     assert table["s"].to_pylist() == [3.0, 7.0, 130.0, 499.0]
     assert table.drop_columns("s").equals(texts(500).take([3, 7, 130, 499]))
 
@@ -359,7 +363,7 @@ def test_a_huge_row_group_is_not_held_to_write_a_few_of_its_rows(tmp_path: Path)
     watched = pa.proxy_memory_pool(plain)
     pa.set_memory_pool(watched)
     try:
-        assert write_part(part, folder=str(tmp_path), score_column="s")["rows"] == rows // 50
+        assert write_part(part, folder=str(tmp_path), output=AS_THEY_CAME)["rows"] == rows // 50
     finally:
         pa.set_memory_pool(plain)
     assert watched.max_memory() < path.stat().st_size / 2

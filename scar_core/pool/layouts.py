@@ -13,6 +13,8 @@ from scar_core.pool.rows import is_text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from scar_core.pool.rows import PairColumns
+
 Form = Literal["pair", "alpaca", "sharegpt", "messages", "prompt-completion"]
 
 PARTS: dict[Form, tuple[str, ...]] = {
@@ -50,6 +52,14 @@ class Layout:
     def columns_in(self, schema: pa.Schema) -> list[str]:
         """The columns of a file that hold parts, in the form's order."""
         return [name for part in PARTS[self.form] if (name := self.column(part)) in schema.names]
+
+
+def pair_layout(columns: PairColumns) -> Layout:
+    """That of rows whose texts are two columns."""
+    return Layout(
+        form="pair",
+        columns={"instruction": columns.instruction_column, "response": columns.response_column},
+    )
 
 
 def check_layout(schema: pa.Schema, layout: Layout, *, where: str) -> None:

@@ -12,4 +12,6 @@ copies          rows whose content a better row has, found range by range
 picked          what a run selected, row by row; which of it is new by content
 extremes        the best and worst rows, and those around the cut
 report          the numbers of a selection for a person
+trainers        what LLaMA-Factory, Axolotl and TRL need to be told of the rows
+card            the dataset card: how a selection is loaded, and how it was chosen
 """
