@@ -213,11 +213,15 @@ def test_faults_change_nothing_but_the_time(stored: Stored, local: Path) -> None
     inside = f"{run.removeprefix('s3://')}/"
     names = [name.removeprefix(inside) for name in stored.server.filesystem().find(run)]
     assert sorted(names) == [
+        "README.md",
+        "axolotl.yaml",
         "data/part-00000.parquet",
+        "dataset_info.json",
         "manifest.json",
         "picked/part-0000000000.parquet",
         "report.json",
         "spread.json",
+        "train_trl.py",
     ]
 
 
