@@ -7,6 +7,8 @@ select_rows  scores + a share → the best rows, exactly, with a manifest and a 
 curate       score, select, report: the main job
 doctor       whether such a run has what it needs
 verify       a published directory → what is not as it was published
+explain      a selection + a row → its score, rank and threshold, and why it was kept or not
+diff         two selections → the rows that entered and left, and why
 
 cli, progress, checks and *_stages are what they are made of; sample is what `make demo` runs on.
 """

@@ -90,13 +90,13 @@ def open_before(out: str) -> Before | Gone | None:
         if folder is None:
             return None
         before = Before(folder=folder, manifest=read_manifest(folder, kind="selection"))
-        _check_picked(before)
+        check_picked(before)
     except InputError as error:
         return Gone(below(out, str(error)))
     return before
 
 
-def _check_picked(before: Before) -> None:
+def check_picked(before: Before) -> None:
     """Raise InputError unless the rows that a run selected are listed, and the lists are there."""
     listed = sum(entry["rows"] for entry in before.picked)
     if listed != before.selected:

@@ -33,6 +33,8 @@ JOBS = {
     "curate": "jobs.curate",
     "doctor": "jobs.doctor",
     "verify": "jobs.verify",
+    "explain": "jobs.explain",
+    "diff": "jobs.diff",
 }
 
 HELP_FIRST = ("help", "config", "print_config")

@@ -117,9 +117,10 @@ def _selection(
     for part in picked:
         for ordinal, rows in zip(part.ordinals_U.tolist(), part.rows_U.tolist(), strict=True):
             has[files.fate_now(units[ordinal].unit.path)] += rows
+    listed = [(part.url, part.entry) for part in picked]
     had: Counter[Fate] = Counter()
     stayed: Counter[Fate] = Counter()
-    for found in pipeline.run(stages.meet, list(meetings(before, picked, files.same))):
+    for found in pipeline.run(stages.meet, list(meetings(before, listed, files.same))):
         for path, met in found.items():
             had[files.fate_before(path)] += met.before
             stayed["same"] += met.stayed
@@ -130,10 +131,18 @@ def _selection(
     }
 
 
-def meetings(before: Before, picked: Sequence[Picked], same: dict[str, str]) -> Iterator[Meeting]:
-    """Each file of rows selected before, with those of rows selected now that may be the same."""
+def meetings(
+    before: Before, now: Sequence[tuple[str, dict[str, Any]]], same: dict[str, str]
+) -> Iterator[Meeting]:
+    """Each file of rows selected before, with those of rows selected now that may be the same.
+
+    Args:
+        before: the run before.
+        now: (url, manifest entry) of the files of rows selected now, in (path, row) order.
+        same: of pool files that are the same, by path before the path now.
+    """
     starts = [_first(entry) for entry in before.picked]
-    starts_now = [_first(part.entry) for part in picked]
+    starts_now = [_first(entry) for _, entry in now]
     paths = sorted(same)
     for url, low, high in zip(before.urls, starts, [*starts, None][1:], strict=True):
         held = paths[bisect_left(paths, low[0]) : bisect_right(paths, high[0]) if high else None]
@@ -143,8 +152,8 @@ def meetings(before: Before, picked: Sequence[Picked], same: dict[str, str]) -> 
             last = high[1] if high and path == high[0] else sys.maxsize
             begun = bisect_right(starts_now, (same[path], first))
             wanted |= {*range(max(begun - 1, 0), bisect_left(starts_now, (same[path], last)))}
-        now = tuple(picked[index].url for index in sorted(wanted))
-        yield Meeting(before=url, now=now, same={path: same[path] for path in held})
+        urls = tuple(now[index][0] for index in sorted(wanted))
+        yield Meeting(before=url, now=urls, same={path: same[path] for path in held})
 
 
 def _first(entry: dict[str, Any]) -> tuple[str, int]:

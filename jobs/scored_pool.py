@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from jobs.select_stages import ScoredUnit
 from scar_core import storage
 from scar_core.errors import InputError
@@ -40,12 +42,39 @@ def open_scores(path: str) -> Scores:
     asked = storage.absolute(path)
     folder = follow_pointer(asked) or asked
     manifest = read_manifest(folder, kind="scores")
-    columns = columns_of_key(manifest["key"])
     files = []
-    for file in open_pool_files(manifest, folder, columns):
+    for file in open_pool_files(manifest, folder, columns_of_key(manifest["key"])):
         if isinstance(file, InputError):
             raise file
         files.append(file)
+    return _with_units(folder, manifest, files)
+
+
+def known_scores(folder: str) -> Scores:
+    """Published scores for who reads sidecars alone: of the pool's files no more than is recorded.
+
+    They have no schema and no row groups, and may be gone by now.
+
+    Raises:
+        InputError: nothing is published there.
+    """
+    manifest = read_manifest(folder, kind="scores")
+    files = [
+        PoolFile(
+            path=entry["path"],
+            info=storage.FileInfo(
+                path=storage.locate(entry["url"], base=folder), size_bytes=0, stamp=""
+            ),
+            fingerprint=entry["fingerprint"],
+            schema=pa.schema([]),
+            row_groups=(),
+        )
+        for entry in manifest["inputs"][1]["files"]
+    ]
+    return _with_units(folder, manifest, files)
+
+
+def _with_units(folder: str, manifest: dict[str, Any], files: list[PoolFile]) -> Scores:
     by_path = {file.path: file for file in files}
     below = storage.locate(manifest["files_below"], base=folder)
     units = []
@@ -59,7 +88,18 @@ def open_scores(path: str) -> Scores:
         )
         sidecar = storage.join(below, entry["path"])
         units.append(ScoredUnit(ordinal=ordinal, unit=unit, file=file, sidecar=sidecar))
+    columns = columns_of_key(manifest["key"])
     return Scores(folder=folder, manifest=manifest, columns=columns, files=files, units=units)
+
+
+def reopened(scores: Scores, path: str) -> PoolFile:
+    """A file of the pool, its footer read now.
+
+    Raises:
+        InputError: it is gone, or has changed since it was scored.
+    """
+    (entry,) = (one for one in scores.manifest["inputs"][1]["files"] if one["path"] == path)
+    return _open_pool_file(entry, scores.folder, scores.columns)
 
 
 def columns_of_key(key: dict[str, Any]) -> PairColumns:

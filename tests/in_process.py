@@ -38,7 +38,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(pipeline, "run", run)
     monkeypatch.setattr(pipeline, "fold", fold)
-    monkeypatch.setattr(cli, "connected", nullcontext)
+    monkeypatch.setattr(cli, "connected", lambda **_: nullcontext())
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4})
     small_chunks(monkeypatch)
 
