@@ -11,6 +11,7 @@ from jobs import cli
 from jobs.before import open_before
 from jobs.events import recording, tell, tell_published
 from jobs.news import Against
+from jobs.push import open_hub, push
 from jobs.score import ScoreConfig, score
 from jobs.score_plan import make_plan
 from jobs.scored_pool import open_scores
@@ -109,8 +110,11 @@ def _curate(config: CurateConfig, out: str, *, run: str) -> tuple[dict[str, Any]
 def job(argv: Sequence[str]) -> None:
     """Parse, curate, and say where the selection is."""
     config = cli.parse(CurateConfig, argv, prog="jobs.curate", description=__doc__ or "")
+    hub = open_hub(config.push_to_hub) if config.push_to_hub else None
     folder = curate(config)
     logger.info("%s", storage.join(folder, MANIFEST_NAME))
+    if hub is not None and config.push_to_hub:
+        push(hub, folder, config.push_to_hub)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from jobs.before import Before, other_key
 from jobs.comparison import meetings
 from jobs.diff_stages import Parted, part_one
 from jobs.selected_rows import open_selection
+from jobs.written_as import WriteOptions
 from scar_core import storage
 from scar_core.errors import InputError
 from scar_core.manifest import to_json
@@ -28,8 +29,15 @@ if TYPE_CHECKING:
 
 DIFF_NAME = "diff.json"
 
-WRITING = ("file_megabytes", "score_column", "source_column", "write_as", "write_format", "scores")
-"""Settings of a selection by which no other rows are selected; `since` is another one."""
+WRITING = (
+    *WriteOptions.__dataclass_fields__,
+    "file_megabytes",
+    "score_column",
+    "source_column",
+    "scores",
+    "since",
+)
+"""Settings of a selection by which no other rows are selected."""
 
 _REASONS: dict[Fate, str] = {
     "new": "new_file",
@@ -97,7 +105,7 @@ def diff(config: DiffConfig, before: Before, after: Before) -> dict[str, Any]:
 def _settings(before: Before, after: Before) -> dict[str, list[Any]]:
     """What decides which rows are selected and is another thing in the runs: before, and after."""
     configs = [run.manifest["config"] for run in (before, after)]
-    names = sorted({*configs[0], *configs[1]} - {*WRITING, "since"})
+    names = sorted({*configs[0], *configs[1]} - {*WRITING})
     pairs = {name: [config.get(name) for config in configs] for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 

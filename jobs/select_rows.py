@@ -17,6 +17,7 @@ from jobs.comparison import compare
 from jobs.events import EventsConfig, recording, tell, tell_published
 from jobs.find_copies import scratch
 from jobs.news import Against
+from jobs.push import open_hub, push
 from jobs.scored_pool import Scores, open_scores
 from jobs.select_report import make_report
 from jobs.select_write import plan_parts, write_part
@@ -230,6 +231,7 @@ def job(argv: Sequence[str]) -> None:
     check_readable([storage.absolute(config.scores)])
     check_writable(folder)
     check_unpublished(folder)
+    hub = open_hub(config.push_to_hub) if config.push_to_hub else None
     with recording(config, job="select_rows", run=new_run_id()):
         scores = open_scores(config.scores)
         check_columns(scores, config)
@@ -239,6 +241,8 @@ def job(argv: Sequence[str]) -> None:
         tell_published(folder, kind="selection", counts=report["counts"])
     print(render(report))  # noqa: T201 - the job's result
     logger.info("%s", storage.join(folder, MANIFEST_NAME))
+    if hub is not None and config.push_to_hub:
+        push(hub, folder, config.push_to_hub)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ class WriteOptions:
     that the form has no place for stops the run."""
     write_format: Literal["parquet", "jsonl"] = "parquet"
     """Kind of the output files. jsonl: a JSON object a line."""
+    push_to_hub: str | None = None
+    """Dataset repository on the Hugging Face Hub, OWNER/NAME, to commit the selection to when it is
+    published; made, private, if it is not there. The token is taken from HF_TOKEN."""
 
 
 @dataclass(frozen=True, kw_only=True)
