@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,8 @@ from scar_core.errors import InputError, SchemaError
 from scar_core.pool.chats import Chat, read_chat, text_of, told
 from scar_core.pool.forms import write_chat, written, written_schema
 from scar_core.pool.layouts import PARTS, Form, Layout, check_layout
+
+DATA = Path(__file__).parent.parent.parent / "shared/data"
 
 FORMS: tuple[Form, ...] = ("alpaca", "sharegpt", "messages", "prompt-completion")
 
@@ -225,3 +229,21 @@ def test_a_layout_that_cannot_be_is_refused() -> None:
         Layout(form="pair", columns={"answer": "a"})
     with pytest.raises(ValueError, match="one column for two parts"):
         Layout(form="pair", columns={"response": "instruction"})
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["pool_human", "pool_llm_misc", "pool_t0_50k"])
+def test_real_rows_read_as_they_were_in_every_form(name: str, form: Form) -> None:
+    """Two hundred of each pool, by the schema that files of it are written with."""
+    path = DATA / f"{name}.parquet"
+    if not path.exists():
+        pytest.skip("the real pools are not there")
+    with pq.ParquetFile(path) as file:
+        table = next(file.iter_batches(batch_size=200))
+    rows = pa.Table.from_batches([table])
+    found = written(rows, Layout(form="pair"), form, where=str)
+    beside = ["row_id", "source", "author", "model", "license"]
+    assert found.select(beside) == rows.select(beside)
+    for given_row, row in zip(rows.to_pylist(), found.to_pylist(), strict=True):
+        wanted = [say("user", given_row["instruction"]), say("assistant", given_row["response"])]
+        assert read_chat(row, Layout(form=form)) == wanted

@@ -279,3 +279,31 @@ def test_lines_that_are_missing_are_found(
     (run / "manifest.json").write_text(json.dumps(manifest))
     assert cli.run_job(verify.job, [str(run)]) == 1
     assert "holds 19 rows, the manifest says 20" in capsys.readouterr().out
+
+
+def test_a_row_that_cannot_be_written_stops_the_run_and_nothing_is_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is, what it holds, and what to do; exit code 2."""
+    run_here(monkeypatch)
+    table = pa.table(
+        {
+            "instruction": ["a", "b"],
+            "response": ["c", "d"],
+            "weight": [1.0, float("nan")],
+            "output": ["mine", "mine"],
+        }
+    )
+    (tmp_path / "pool").mkdir()
+    pq.write_table(table, tmp_path / "pool/a.parquet")
+    scored = tmp_path / "scores"
+    ranker = str(tiny_ranker_dir(tmp_path))
+    config = score.ScoreConfig(pool=[str(tmp_path / "pool")], ranker=ranker, out=str(scored))
+    publish_drawn(config, lambda unit, _: np.arange(unit.rows).astype(np.float32))
+    out = tmp_path / "out"
+    argv = ["--scores", str(scored), "--keep", "2", "--out", str(out)]
+    assert cli.run_job(select_rows.job, [*argv, "--write-format", "jsonl"]) == 2
+    assert "part-00000.jsonl, row 1: holds what JSON lacks" in capsys.readouterr().err
+    assert cli.run_job(select_rows.job, [*argv, "--write-as", "alpaca"]) == 2
+    assert "has a column 'output' that is no part of its pair rows" in capsys.readouterr().err
+    assert not (out / "manifest.json").exists()
