@@ -18,8 +18,10 @@ from jobs.scored_pool import open_scores
 from jobs.select_rows import select
 from jobs.settled import SelectOptions, output_of, rescorer_of
 from scar_core import storage
+from scar_core.errors import InputError
 from scar_core.lease import held
 from scar_core.manifest import MANIFEST_NAME, new_run_id, next_run_id, write_pointer
+from scar_core.selection.combine import check_number_columns
 from scar_core.selection.labels import check_label_column
 from scar_core.selection.report import render
 from scar_core.store_checks import check_readable, check_writable
@@ -88,6 +90,12 @@ def _curate(config: CurateConfig, out: str, *, run: str) -> tuple[dict[str, Any]
     output_of(scoring, config).check(plan.files)
     if config.per is not None:
         check_label_column(plan.files, config.per, flag="--per")
+    order = config.order_rule()
+    check_number_columns(plan.files, order.columns, flag=order.flag)
+    if order.columns and plan.key.precision != "fp32":
+        raise InputError(
+            f"{order.flag} needs the fp32 score of every row. Score with --precision fp32."
+        )
     lease_folder = storage.join(out, "lease")
     with held(lease_folder, lease_seconds=config.lease_seconds, wait=config.wait) as lease:
         if lease.waited:  # what the other run finished meanwhile is not scored again

@@ -42,6 +42,8 @@ class Exchange:
 
     folder: str
     which: Which
+    most: int
+    """Rows of a content that are no copies."""
     chunks: int
     ranges: int
     """A power of two."""
@@ -84,20 +86,23 @@ def scratch(folder: str, *, name: str = "scratch") -> Iterator[str]:
             logger.warning("%s: could not be removed: %s", path, error)
 
 
-def mark(units: Sequence[ScoredUnit], *, folder: str, which: Which) -> list[ScoredUnit]:
+def mark(
+    units: Sequence[ScoredUnit], *, folder: str, which: Which, most: int = 1
+) -> list[ScoredUnit]:
     """The units with marks at their rows that are `which`, by their effective scores.
 
     Args:
         units: of the pool, in (path, row) order.
         folder: for the marks and what leads to them; holds neither yet.
         which: the rows to mark.
+        most: rows of a content that are no copies.
     """
     bare = [replace(scored, marks=None) for scored in units]
     shares = consecutive(bare, rows=CHUNK_ROWS)
     chunks = [Chunk(number=n, units=tuple(share)) for n, share in enumerate(shares)]
     rows = sum(scored.unit.rows for scored in units)
     ranges = 1 << max(0, -(-rows // CHUNK_ROWS) - 1).bit_length()
-    exchange = Exchange(folder=folder, which=which, chunks=len(chunks), ranges=ranges)
+    exchange = Exchange(folder=folder, which=which, most=most, chunks=len(chunks), ranges=ranges)
     _all(pipeline.run(contents_chunk, chunks, exchange=exchange))
     _all(pipeline.run(compare_range, range(ranges), exchange=exchange))
     _all(pipeline.run(gather_chunk, chunks, exchange=exchange))
@@ -122,7 +127,9 @@ def _mark_bytes(scored: ScoredUnit) -> int:
 
 def contents_chunk(chunk: Chunk, *, exchange: Exchange) -> None:
     """Give each range a chunk's contents, and keep what the chunk knows by itself."""
-    contents, known = copies.contents_of(columns_of(chunk.units), which=exchange.which)
+    contents, known = copies.contents_of(
+        columns_of(chunk.units), which=exchange.which, most=exchange.most
+    )
     parts = copies.split(contents, ranges=exchange.ranges)
     copies.write_contents(exchange.contents(chunk.number), parts)
     copies.write_positions(exchange.known(chunk.number), [known])
@@ -133,7 +140,7 @@ def compare_range(range_: int, *, exchange: Exchange) -> None:
     paths = [exchange.contents(chunk) for chunk in range(exchange.chunks)]
     with ThreadPoolExecutor(READ_THREADS) as threads:
         parts = list(threads.map(partial(copies.read_contents, index=range_), paths))
-    found = copies.compare(parts, which=exchange.which)
+    found = copies.compare(parts, which=exchange.which, most=exchange.most)
     copies.write_positions(exchange.found(range_), found)
 
 

@@ -18,7 +18,7 @@ from jobs.score_plan import look_at
 from scar_core import storage
 from scar_core.errors import InputError
 from scar_core.manifest import to_json
-from scar_core.selection.keep import KeepAbove, parse_keep
+from scar_core.selection.keep import KeepAbove, KeepTokens, parse_keep
 from scar_core.store_checks import check_readable
 
 if TYPE_CHECKING:
@@ -185,7 +185,10 @@ def _notes(config: PlanConfig, plan: Plan, report: dict[str, Any]) -> list[str]:
         notes.append("More rows would be quarantined than --max-bad-ratio allows: a run fails.")
     if plan.key.precision == "bf16":
         notes.append("A selection scores rows near the cut again in fp32; that is not in the time.")
-    if isinstance(config.keep and parse_keep(config.keep), KeepAbove):
+    keep = parse_keep(config.keep) if config.keep else None
+    if isinstance(keep, KeepTokens):
+        notes.append("How many rows fit into the budget of tokens is known only after scoring.")
+    if isinstance(keep, KeepAbove):
         notes.append("How many rows reach a score is known only after scoring.")
     return notes
 

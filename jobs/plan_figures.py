@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.actors import actor_bounds, parse_actors
 from scar_core.pool.sample import CONFIDENCE, Interval
 from scar_core.pool.sidecars import total_quarantined
-from scar_core.selection.keep import KeepAbove, parse_keep, rows_to_keep
+from scar_core.selection.keep import KeepAbove, KeepTokens, parse_keep, rows_to_keep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,7 +120,7 @@ def sizes_of(config: PlanConfig, plan: Plan, counts: dict[str, Any]) -> dict[str
         missing_bytes = SIDECAR_BYTES * left["units"] + SIDECAR_BYTES_PER_ROW * left["rows"]
     keep = parse_keep(config.keep) if config.keep is not None else None
     selected = None
-    if keep is not None and not isinstance(keep, KeepAbove):
+    if keep is not None and not isinstance(keep, KeepAbove | KeepTokens):
         bad = counts["pool"]["quarantined_rows"]["estimate"]
         selected = rows_to_keep(keep, round(plan.rows - bad))
     row_bytes = sum(file.info.size_bytes for file in plan.files) / plan.rows + SCORE_BYTES

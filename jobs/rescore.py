@@ -9,6 +9,8 @@ from itertools import groupby
 from operator import add
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from jobs import pipeline
 from jobs import select_stages as stages
 from jobs.actors import WRITER_CPUS, ActorConfig, few_tasks, scored_units
@@ -21,7 +23,6 @@ from scar_core.selection.precision import SAMPLE_ROWS, Errors, list_rescored
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from jobs.passes import Judged
@@ -135,7 +136,7 @@ def settle(
     """
     current = rescorer.refresh(units)
     judged = judge(current)
-    rows = _find(current, stages.sample_chunk, share=SAMPLE_ROWS / max(judged.eligible, 1))
+    rows = _find(current, stages.sample_chunk, share=SAMPLE_ROWS / max(judged.counts.eligible, 1))
     new_rows = already
     for _ in range(MOST_ROUNDS):
         if rows:
@@ -162,10 +163,16 @@ def settle(
 
 def _near(units: Sequence[ScoredUnit], judged: Judged, *, bound: float) -> Rows:
     """Rows to score again because they lie within the bound, and then some more beside them."""
-    near: dict[str, Any] = {"boundaries_G": judged.boundaries_G, "groups": judged.groups}
-    if not _find(units, stages.near_chunk, bound=bound, **near):
-        return {}
-    return _find(units, stages.near_chunk, bound=bound * MARGIN, **near)
+
+    def within(distance: float) -> Rows:
+        found: Rows = {}
+        for groups, at_G in judged.boundaries:
+            near: dict[str, Any] = {"boundaries_G": at_G, "groups": groups, "bound": distance}
+            for ordinal, rows in _find(units, stages.near_chunk, **near).items():
+                found[ordinal] = np.union1d(found.get(ordinal, rows), rows).astype(np.int32)
+        return found
+
+    return within(bound * MARGIN) if within(bound) else {}
 
 
 def _find(units: Sequence[ScoredUnit], stage: Callable[..., Rows], **options: Any) -> Rows:  # noqa: ANN401

@@ -27,7 +27,7 @@ def make_report(
     cut, counts = judged.cut, judged.counts
     of_scores = scores.manifest["counts"]
     quantiles = zip((f"{p:.0%}" for p in QUANTILES), judged.quantiles, strict=False)
-    copies = {"duplicates": counts.duplicates} if options.dedup == "exact" else {}
+    copies = {} if options.most_copies is None else {"duplicates": counts.duplicates}
     return {
         "keep": options.keep,
         "counts": {
@@ -39,7 +39,8 @@ def make_report(
             "quarantined": counts.quarantined,
         },
         "files": {name: of_scores[f"files_{name}"] for name in ("in", "scored", "quarantined")},
-        "threshold": cut.threshold,
+        "threshold": cut.threshold if judged.worth is None else told.lowest,
+        **({"policy": _policy(judged, told)} if judged.policy else {}),
         "scoring": scores.manifest["scoring"],
         "tokens": of_scores["tokens"],
         "cut_tokens": of_scores["cut_tokens"],
@@ -53,6 +54,16 @@ def make_report(
         **({"per": options.per, "groups": group_entries(judged, told)} if judged.groups else {}),
         "examples": _examples(scores, told.extremes),
     }
+
+
+def _policy(judged: Judged, told: Told) -> dict[str, Any]:
+    """What was asked for beside groups and copies, and what it came to."""
+    policy = judged.policy
+    for entry, selected in zip(
+        policy.get("length_bands", ()), told.by_band_B.tolist(), strict=False
+    ):
+        entry["selected"] = selected
+    return policy
 
 
 def group_entries(judged: Judged, told: Told) -> list[dict[str, Any]]:

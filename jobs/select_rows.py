@@ -25,6 +25,7 @@ from jobs.settled import SelectOptions, output_of, rescorer_of, settled
 from scar_core import storage
 from scar_core.errors import IncompleteError
 from scar_core.manifest import MANIFEST_NAME, check_unpublished, new_run_id, publish, to_json
+from scar_core.selection.combine import check_number_columns
 from scar_core.selection.labels import check_label_column
 from scar_core.selection.report import render
 from scar_core.store_checks import check_readable, check_writable
@@ -113,10 +114,12 @@ def select(
 
 
 def check_columns(scores: Scores, options: SelectOptions) -> None:
-    """Raise SchemaError if the pool has the column that is to be added, or lacks that of groups."""
+    """Raise SchemaError if the pool has the column that is to be added, or lacks one asked for."""
     output_of(scores.columns, options).check(scores.files)
     if options.per is not None:
         check_label_column(scores.files, options.per, flag="--per")
+    order = options.order_rule()
+    check_number_columns(scores.files, order.columns, flag=order.flag)
 
 
 def _write(
@@ -213,6 +216,7 @@ def _publish(
         threshold=report["threshold"],
         precision=report["precision"],
         **({"groups": report["groups"]} if judged.groups else {}),
+        **({"policy": report["policy"]} if judged.policy else {}),
         picked=[part.entry for part in told.picked],
         files=files,
     )

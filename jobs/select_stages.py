@@ -2,6 +2,10 @@
 
 survey_chunk   sidecars  →  their counts, the first histogram of their keys, rows by group
 scan_chunk     sidecars  →  histograms of a further digit
+weigh_chunk    sidecars  →  the same, tokens in place of rows
+lengths_chunk  sidecars  →  rows by length
+moments_chunk  sidecars  →  sums of columns that are to be combined
+pairs_chunk    sidecars  →  pairs of numbers that lie on Pareto fronts
 tally_chunk    sidecars  →  rows of each group by their next bits
 fetch_chunk    sidecars  →  the rows between which groups' cuts lie
 sample_chunk   sidecars  →  rows by which bf16 errors are measured
@@ -12,6 +16,7 @@ tell_chunk     sidecars  →  the selected rows as a file, shares by source, bes
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
@@ -23,8 +28,12 @@ import pyarrow as pa
 from scar_core import storage
 from scar_core.errors import IncompleteError
 from scar_core.selection import groups as by_group
+from scar_core.selection.bands import Bands, lengths
+from scar_core.selection.budget import token_histograms
+from scar_core.selection.combine import Combined, moments, numbers_of, values_of_term
 from scar_core.selection.drift import histogram
 from scar_core.selection.extremes import Extremes, extremes, merge_extremes
+from scar_core.selection.fronts import Fronts, distinct_pairs
 from scar_core.selection.labels import (
     GroupRows,
     Groups,
@@ -54,6 +63,8 @@ if TYPE_CHECKING:
 
     from scar_core.pool.files import PoolFile
     from scar_core.pool.units import Unit
+    from scar_core.selection.bands import Cap
+    from scar_core.selection.order import Worth
 
     Rows = dict[int, NDArray[np.int32]]
     """Offsets within a unit, by its ordinal."""
@@ -81,6 +92,10 @@ class ScoredUnit:
     """Files with rows of it that were scored again in fp32."""
     marks: Marks | None = None
     """Its rows that are copies of better ones, where copies are left out."""
+    worth: Worth | None = None
+    """What rows are ordered by; their scores where None."""
+    cap: Cap | None = None
+    """Where each length band is full."""
 
 
 class Surveyed(NamedTuple):
@@ -105,28 +120,55 @@ class Told:
     by_group_G: NDArray[np.int64]
     """Selected rows of each group; all of them where there is one group."""
     extremes: Extremes
+    lowest: float | None
+    """The lowest selected score; None where nothing is selected."""
+    by_band_B: NDArray[np.int64]
+    """Selected rows of each length band; none where no band has a cap."""
 
 
 def columns_of(
-    units: Iterable[ScoredUnit], *, groups: Groups | None = None
+    units: Iterable[ScoredUnit], *, groups: Groups | Bands | None = None
 ) -> Iterator[SidecarColumns]:
     """The sidecars of some units with effective scores, opened one after the other."""
-    if groups is None:
-        for scored in units:
-            yield _open(scored, None)
-    else:
-        for scored, labels in labelled(units, groups.column):
-            yield _open(scored, groups.number(labels))
+    held = list(units)
+    others = iter(_numbers_of(held))
+    if isinstance(groups, Groups):
+        for scored, labels in labelled(held, groups.column):
+            yield _open(scored, groups.number(labels), next(others))
+        return
+    for scored in held:
+        columns = _open(scored, None, next(others))
+        if groups is not None:
+            columns.group_by(groups.number(columns))
+        yield columns
 
 
-def _open(scored: ScoredUnit, groups_N: NDArray[np.int32] | None) -> SidecarColumns:
-    return open_columns(
+def _open(
+    scored: ScoredUnit, groups_N: NDArray[np.int32] | None, numbers: dict[str, NDArray[np.float32]]
+) -> SidecarColumns:
+    columns = open_columns(
         scored.sidecar,
         ordinal=scored.ordinal,
         rescored=scored.rescored,
         copies_N=marked(scored),
-        groups_N=groups_N,
+        worth=scored.worth,
+        numbers=numbers,
+        place=(scored.unit.path, scored.unit.row_start),
     )
+    if scored.cap is not None:
+        scored.cap.apply(columns)
+    columns.group_by(groups_N)
+    return columns
+
+
+def _numbers_of(units: Sequence[ScoredUnit]) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """What each unit's worth needs of the pool: those columns alone, each file opened once."""
+    for (file, worth), of_file in groupby(units, key=lambda scored: (scored.file, scored.worth)):
+        ranges = [bounds(scored.unit) for scored in of_file]
+        if worth is None or not worth.columns:
+            yield from ({} for _ in ranges)
+        else:
+            yield from numbers_of(file, ranges, columns=worth.columns)
 
 
 def labelled(units: Iterable[ScoredUnit], column: str) -> Iterator[tuple[ScoredUnit, Labels]]:
@@ -212,15 +254,39 @@ def scan_chunk(chunk: Sequence[ScoredUnit], *, prefixes: Sequence[Prefix]) -> ND
     return histograms(columns_of(chunk), prefixes)
 
 
+def weigh_chunk(chunk: Sequence[ScoredUnit], *, prefixes: Sequence[Prefix]) -> NDArray[np.int64]:
+    """One more pass: as `scan_chunk`, tokens in place of rows."""
+    return token_histograms(columns_of(chunk), prefixes)
+
+
+def lengths_chunk(chunk: Sequence[ScoredUnit]) -> by_group.Tally:
+    """Eligible rows of some units by their tokens."""
+    return lengths(columns_of(chunk))
+
+
+def moments_chunk(chunk: Sequence[ScoredUnit], *, combined: Combined) -> list[NDArray[np.int64]]:
+    """The moments of each term, over the rows that have all of them."""
+    found = [moments(np.zeros(0, np.float32)) for _ in combined.terms]
+    for columns in columns_of(chunk):
+        for index, term in enumerate(combined.terms):
+            found[index] += moments(values_of_term(columns, term)[columns.eligible_N])
+    return found
+
+
+def pairs_chunk(chunk: Sequence[ScoredUnit], *, fronts: Fronts) -> NDArray[np.uint64]:
+    """Distinct pairs of two numbers."""
+    return distinct_pairs(columns_of(chunk), fronts)
+
+
 def tally_chunk(
-    chunk: Sequence[ScoredUnit], *, groups: Groups, probe: by_group.Probe
+    chunk: Sequence[ScoredUnit], *, groups: Groups | Bands, probe: by_group.Probe
 ) -> by_group.Tally:
     """One more pass: rows under each group's prefix by their next bits."""
     return by_group.tally(columns_of(chunk, groups=groups), probe)
 
 
 def fetch_chunk(
-    chunk: Sequence[ScoredUnit], *, groups: Groups, probe: by_group.Probe
+    chunk: Sequence[ScoredUnit], *, groups: Groups | Bands, probe: by_group.Probe
 ) -> by_group.Fetched:
     """The last pass: the rows under each group's prefix."""
     return by_group.fetch(columns_of(chunk, groups=groups), probe)
@@ -236,7 +302,7 @@ def near_chunk(
     *,
     boundaries_G: NDArray[np.float64],
     bound: float,
-    groups: Groups | None = None,
+    groups: Groups | Bands | None = None,
 ) -> Rows:
     """Rows within the bound of their group's boundary, less those scored again already."""
     return _rows_of(
@@ -261,7 +327,7 @@ def _rows_of(
     chunk: Sequence[ScoredUnit],
     pick: Callable[[SidecarColumns, Rescored], NDArray[np.int32]],
     *,
-    groups: Groups | None = None,
+    groups: Groups | Bands | None = None,
 ) -> Rows:
     """What is picked of each unit's bf16 scores."""
     found = {}
@@ -295,12 +361,21 @@ def tell_chunk(
     """What a cut does to some units; writes which rows it selects below the run's folder."""
     masks: dict[int, NDArray[np.bool_]] = {}
     by_group_G = np.zeros(len(groups.names) if groups else 1, np.int64)
+    by_band_B = np.zeros(1, np.int64)
+    lowest: list[float] = []
     spread_B = np.zeros(len(edges_E) + 1, np.int64)
 
     def selected() -> Iterator[pa.Table]:
+        nonlocal by_band_B
         for scored, columns in zip(chunk, columns_of(chunk, groups=groups), strict=True):
             mask_N = masks[columns.ordinal] = cut.mask(columns)
             np.add.at(by_group_G, columns.groups_N[mask_N], 1)
+            if mask_N.any():
+                lowest[:] = [min(*lowest, float(columns.scores_N[mask_N].min()), math.inf)]
+            if scored.cap is not None:
+                bands = scored.cap.bands
+                counted_B = np.bincount(bands.number(columns)[mask_N], minlength=len(bands.names))
+                by_band_B = by_band_B + counted_B
             spread_B[:] += spread(columns, edges_E)
             yield picked_rows(scored.unit, columns, mask_N)
 
@@ -316,6 +391,8 @@ def tell_chunk(
         sources=sources,
         by_group_G=by_group_G,
         extremes=extremes(columns_of(chunk, groups=groups), cut),
+        lowest=min(lowest, default=None),
+        by_band_B=by_band_B,
     )
 
 
@@ -360,8 +437,11 @@ def merge_told(parts: Iterable[Told]) -> Told:
     spread_B = np.zeros(1, np.int64)
     sources: dict[str, tuple[int, int]] | None = {}
     ends = Extremes([], [], [], [])
-    by_group_G = np.zeros(1, np.int64)
+    by_group_G = by_band_B = np.zeros(1, np.int64)
+    lowest: list[float] = []
     for part in parts:
+        by_band_B = by_band_B + part.by_band_B
+        lowest += [] if part.lowest is None else [part.lowest]
         by_group_G = by_group_G + part.by_group_G
         spread_B = spread_B + part.spread_B
         picked += part.picked
@@ -373,4 +453,6 @@ def merge_told(parts: Iterable[Told]) -> Told:
         sources=sources,
         by_group_G=by_group_G,
         extremes=ends,
+        lowest=min(lowest, default=None),
+        by_band_B=by_band_B,
     )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.find_copies import mark
+from jobs.ordering import ordered
 from jobs.passes import Judged, judge
 from jobs.rescore import Rescorer, score_repeated, settle
 from jobs.written_as import Output, WriteOptions
 from scar_core import storage
 from scar_core.errors import IncompleteError, InputError
 from scar_core.pool.layouts import pair_layout
+from scar_core.selection.bands import BandRule, band_rule
 from scar_core.selection.keep import parse_keep
+from scar_core.selection.policies import OrderRule, order_rule
 from scar_core.selection.quotas import GroupRule, group_rule
 
 if TYPE_CHECKING:
@@ -38,6 +41,25 @@ class SelectOptions(WriteOptions):
     max_per_group: str | None = None
     """With --per, the most that a group keeps: rows, or a share of the rows to keep (rounded
     down)."""
+    max_per_cluster: int | None = None
+    """Of rows with the same instruction and response at most so many can be kept, the best ones;
+    --dedup exact is 1."""
+    length_bands: str | None = None
+    """Lengths in tokens at which a band begins (128,512,2048), or bands of about equally many rows
+    (q10). A length is what the ranker counts for both texts, with what it cuts off."""
+    max_per_length_band: str | None = None
+    """With --length-bands, the most that a band keeps: rows, or a share of the rows to keep."""
+    combine: str | None = None
+    """Order by a weighted sum of z-scores: 'score:1 + quality:0.5', where quality is a column of
+    numbers. A row without one of them cannot be kept and is counted as quarantined."""
+    pareto: list[str] = field(default_factory=list)
+    """Order by Pareto fronts of two of: score, columns of numbers. At most 2,097,152 different
+    pairs."""
+    sample_temperature: float | None = None
+    """Draw rows without replacement, in proportion to exp(score / temperature); above 0. The
+    lower, the nearer to the plain order."""
+    seed: int = 0
+    """Of --sample-temperature: the same seed draws the same rows; at least 0."""
     dedup: Literal["none", "exact"] = "none"
     """exact: of rows with the same instruction and response only the best-scored one can be kept,
     and shares count distinct rows."""
@@ -51,8 +73,36 @@ class SelectOptions(WriteOptions):
     def __post_init__(self) -> None:
         """Refuse what selects nothing."""
         self.group_rule()
+        self.band_rule()
+        self.order_rule()
+        if self.max_per_cluster is not None and self.max_per_cluster < 1:
+            raise ValueError(f"max_per_cluster must be at least 1, got {self.max_per_cluster}")
+        if self.dedup == "exact" and self.max_per_cluster not in (None, 1):
+            raise ValueError("--dedup exact keeps one row of a content; drop --max-per-cluster")
         if self.file_megabytes < 1:
             raise ValueError(f"file_megabytes must be at least 1, got {self.file_megabytes}")
+
+    @property
+    def most_copies(self) -> int | None:
+        """Rows of one content that can be kept; None: all."""
+        return 1 if self.dedup == "exact" else self.max_per_cluster
+
+    def band_rule(self) -> BandRule | None:
+        """The cap of length bands; None where there is none."""
+        return band_rule(
+            parse_keep(self.keep), bands=self.length_bands, most=self.max_per_length_band
+        )
+
+    def order_rule(self) -> OrderRule:
+        """What rows are ordered by."""
+        return order_rule(
+            parse_keep(self.keep),
+            combine=self.combine,
+            pareto=self.pareto,
+            temperature=self.sample_temperature,
+            seed=self.seed,
+            drawn="content" if self.most_copies == 1 else "row",
+        )
 
     def group_rule(self) -> GroupRule | None:
         """How groups share the selection; None where nothing is asked per group."""
@@ -116,18 +166,19 @@ def settled(
         IncompleteError: the sidecars hold other rows than the manifest says.
     """
     keep, rule = parse_keep(options.keep), options.group_rule()
-    units, rough = scores.units, scores.manifest["key"]["precision"] != "fp32"
+    rough = scores.manifest["key"]["precision"] != "fp32"
+    units, worth = ordered(scores.units, options.order_rule(), rough=rough)
     already = 0
-    if options.dedup == "exact":
+    if options.most_copies is not None:
         if rough:
             units, already = score_repeated(rescorer, units, exchange)
-        units = mark(units, folder=exchange, which="copies")
+        units = mark(units, folder=exchange, which="copies", most=options.most_copies)
+    by = partial(judge, keep=keep, rule=rule, bands=options.band_rule(), worth=worth)
     if rough:
-        units, judged, precision = settle(
-            rescorer, units, partial(judge, keep=keep, rule=rule), already=already
-        )
+        units, judged, precision = settle(rescorer, units, by, already=already)
     else:
-        judged, precision = judge(units, keep, rule), {"scores": "fp32"}
+        judged, precision = by(units), {"scores": "fp32"}
+    units = [replace(scored, cap=judged.cap) for scored in units]
     if judged.counts.rows != scores.manifest["counts"]["rows_in"]:
         raise IncompleteError(
             f"{scores.folder}: sidecars hold {judged.counts.rows:,} rows, the manifest says "

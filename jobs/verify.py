@@ -203,7 +203,7 @@ def _select_again(
         actors=ActorConfig(),
     )
     passing_on: AbstractContextManager[str] = nullcontext(folder)
-    if options.dedup == "exact":  # two verifications at once have a folder each
+    if options.most_copies is not None:  # two verifications at once have a folder each
         passing_on = scratch(folder, name=f"scratch-{secrets.token_hex(4)}")
     try:
         with passing_on as exchange:
@@ -235,7 +235,11 @@ def _differences(folder: str, manifest: dict[str, Any], judged: Judged) -> Itera
     A threshold below which nothing was left out is not compared: it decided nothing, and of bf16
     scores it may have been scored again since.
     """
-    entries = manifest.get("groups") or [manifest | {"quota": manifest["counts"]["selected"]}]
+    policy = manifest.get("policy", {})
+    whole = {"quota": manifest["counts"]["selected"], "threshold": manifest["threshold"]}
+    if "order" in policy:
+        whole["threshold"] = policy["order"]["at"]
+    entries = manifest.get("groups") or [whole]
     selected = [(share.group, share.quota, share.threshold) for share in judged.shares]
     selected = selected or [("", judged.cut.selected, judged.cut.threshold)]
     for (group, quota, threshold), boundary, entry in zip(
@@ -247,6 +251,24 @@ def _differences(folder: str, manifest: dict[str, Any], judged: Judged) -> Itera
         published = None if entry["threshold"] is None else float(entry["threshold"])
         if not np.isnan(boundary) and threshold != published:
             yield f"{where} has the threshold {threshold}, the manifest says {published}."
+    yield from _other_policy(folder, policy, judged)
+
+
+def _other_policy(folder: str, policy: dict[str, Any], judged: Judged) -> Iterator[str]:
+    """Where what the policy came to is not what the manifest says."""
+    where = f"{folder}: by the sidecars"
+    if policy.get("tokens") != judged.policy.get("tokens"):
+        told = (judged.policy.get("tokens"), policy.get("tokens"))
+        yield f"{where} {told[0]} tokens are kept, the manifest says {told[1]}."
+    bands, published = (
+        [(entry["band"], entry["eligible"], entry["within_cap"]) for entry in entries]
+        for entries in (judged.policy.get("length_bands", ()), policy.get("length_bands", ()))
+    )
+    if bands != published:
+        yield f"{where} length bands hold {bands}, the manifest says {published}."
+    order, asked = judged.policy.get("order", {}), policy.get("order", {})
+    if order.get("terms") != asked.get("terms"):
+        yield f"{where} {order.get('terms')} are added up, the manifest says {asked.get('terms')}."
 
 
 class MissingError(RunError):
@@ -276,7 +298,8 @@ def job(argv: Sequence[str]) -> None:
         VerifyConfig, argv, prog="jobs.verify", description=__doc__ or "", positional=("run",)
     )
     folder, manifest = open_run(config.run)
-    if manifest["config"].get("dedup") == "exact":
+    config_of = manifest["config"].get
+    if config_of("dedup") == "exact" or config_of("max_per_cluster"):
         check_writable(folder)
     with cli.connected():
         findings = verify(folder, manifest)

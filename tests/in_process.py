@@ -49,13 +49,20 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.passes.TASKS_PER_CPU", 99)
     monkeypatch.setattr("jobs.find_copies.CHUNK_ROWS", 50)
     monkeypatch.setattr("jobs.select_rows.PICKED_ROWS", 50)
+    monkeypatch.setattr("jobs.verify.PICKED_ROWS", 50)
     monkeypatch.setattr("scar_core.selection.groups.FETCHED_ROWS", 20)
 
 
 def publish_drawn(
-    config: score.ScoreConfig, draw: Callable[[Unit, list[bytes | None]], Any]
+    config: score.ScoreConfig,
+    draw: Callable[[Unit, list[bytes | None]], Any],
+    *,
+    tokens: Callable[[bytes], int] = lambda _: 0,
 ) -> str:
-    """Publish scores that `draw` gives for units and their content hashes; where."""
+    """Publish scores that `draw` gives for units and their content hashes; where.
+
+    `tokens` gives a content's, most of them in its response.
+    """
     plan = score_plan.make_plan(config)
     files = {file.path: file for file in plan.files}
     sidecars = []
@@ -64,13 +71,15 @@ def publish_drawn(
         (table,) = read_ranges(files[unit.path], [bounds])
         pairs = check_pairs(table, config)
         drawn = draw(unit, pairs.hashes).tolist()
-        zeros = [0] * unit.rows
+        lengths = [tokens(content) if content else 0 for content in pairs.hashes]
         columns = {
             "row": range(*bounds),
             "score": [s if h else None for s, h in zip(drawn, pairs.hashes, strict=True)],
             "content_hash": pairs.hashes,
             "reason": pairs.reasons,
-            **dict.fromkeys(("instruction_tokens", "response_tokens", "cut_tokens"), zeros),
+            "instruction_tokens": [length // 5 for length in lengths],
+            "response_tokens": [length - length // 5 - length // 3 for length in lengths],
+            "cut_tokens": [length // 3 for length in lengths],
         }
         table = pa.table(columns, schema=SIDECAR_SCHEMA)
         sidecars.append(write_sidecar(config.out, unit=unit, key=plan.key, table=table))

@@ -5,6 +5,7 @@ Most tests run the passes in this process; what Ray does with them is tested whe
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections import Counter
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import cli, pipeline, score, select_rows
+from jobs import cli, pipeline, score, select_rows, verify
 from jobs.rescore import Rescorer
 from jobs.select_stages import ScoredUnit
 from jobs.select_write import plan_parts, write_part
@@ -57,6 +58,10 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, column in columns.items():
         third = third.set_column(third.schema.get_field_index(name), name, column)
     pq.write_table(third, folder / "part-2.parquet", row_group_size=40)
+    for number, path in enumerate(sorted(folder.glob("*.parquet"))):
+        table = pq.read_table(path)
+        quality = [None if row % 13 == number else row % 7 / 2 for row in range(table.num_rows)]
+        pq.write_table(table.append_column("quality", pa.array(quality)), path, row_group_size=40)
     return folder
 
 
@@ -81,8 +86,13 @@ def publish_scores(
         errors = np.random.default_rng(seed).uniform(-error, error, unit.rows)
         return (exact_scores(unit, hashes) + errors).astype(np.float32)
 
-    publish_drawn(config, draw)
+    publish_drawn(config, draw, tokens=tokens_of)
     return out
+
+
+def tokens_of(content: bytes) -> int:
+    """Of both texts, some of them cut off."""
+    return 20 + content[0] % 60
 
 
 def exact_scores(unit: Unit, hashes: list[bytes | None]) -> np.ndarray:
@@ -117,6 +127,34 @@ def ranked(scores: Path, pool: Path, tmp_path: Path) -> list[Row]:
         row["hash"] = content_hash(row["instruction"].decode(), row["response"].decode())
         row["group"] = row["source"] or "(none)"
     return sorted(rows, key=lambda row: (-row["scar_score"], row["hash"], place[row["id"]]))
+
+
+def policy_ids(
+    rows: list[Row],
+    *,
+    k: int | None = None,
+    budget: int | None = None,
+    band: int = 999,
+    copies: int = 999,
+) -> set[int]:
+    """Down the order, by a plain loop; bands begin at 40 and 60 tokens."""
+    kept: list[Row] = []
+    taken: Counter[Any] = Counter()
+    held = 0
+    for row in rows:
+        tokens = tokens_of(row["hash"])
+        taken[row["hash"]] += 1
+        if taken[row["hash"]] > copies:
+            continue
+        name = f"band {(tokens >= 40) + (tokens >= 60)}"
+        taken[name] += 1
+        if taken[name] > band:
+            continue
+        held += tokens
+        if (budget is not None and held > budget) or (k is not None and len(kept) == k):
+            break
+        kept.append(row)
+    return {row["id"] for row in kept}
 
 
 def distinct(rows: list[Row]) -> list[Row]:
@@ -156,7 +194,18 @@ def test_groups_and_copies_through_the_job(tmp_path: Path, scores: Path, pool: P
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("flags", [(), ("--per", "source"), ("--dedup", "exact")], ids=str)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--per", "source"),
+        ("--dedup", "exact"),
+        ("--keep", "6k-tokens", "--max-per-cluster", "2"),
+        ("--keep", "60", "--length-bands", "q4", "--max-per-length-band", "20"),
+        ("--keep", "30%", "--sample-temperature", "0.5", "--seed", "4"),
+    ],
+    ids=str,
+)
 def test_scores_with_errors_and_exact_ones_near_the_cuts_select_what_exact_scores_do(
     tmp_path: Path, pool: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
 ) -> None:
@@ -367,3 +416,103 @@ def test_a_huge_row_group_is_not_held_to_write_a_few_of_its_rows(tmp_path: Path)
     finally:
         pa.set_memory_pool(plain)
     assert watched.max_memory() < path.stat().st_size / 2
+
+
+BANDS = ("--length-bands", "40,60", "--max-per-length-band")
+
+
+@pytest.mark.usefixtures("here")
+def test_each_policy_keeps_what_a_plain_loop_keeps_and_is_verified(
+    tmp_path: Path, scores: Path, pool: Path
+) -> None:
+    """Alone and together; counts close, a verification makes the selection again."""
+    rows = ranked(scores, pool, tmp_path)
+    with_quality = [row for row in rows if row["quality"] is not None]
+    spread = {name: [row[name] for row in with_quality] for name in ("scar_score", "quality")}
+    about = {name: (float(np.mean(v)), float(np.std(v))) for name, v in spread.items()}
+
+    def combined(row: Row) -> float:
+        parts = [(row[name] - mean) / deviation for name, (mean, deviation) in about.items()]
+        return float(np.float32(parts[0] + 0.5 * parts[1]))
+
+    by_sum = sorted(with_quality, key=lambda row: (-round(combined(row), 5), row["hash"]))
+    cases: list[tuple[tuple[str, ...], set[int]]] = [
+        (("--keep", "3k-tokens"), policy_ids(rows, budget=3000)),
+        (("--keep", "60", "--max-per-cluster", "1"), policy_ids(rows, k=60, copies=1)),
+        (("--keep", "60", *BANDS, "25"), policy_ids(rows, k=60, band=25)),
+        (
+            ("--keep", "3k-tokens", "--dedup", "exact", *BANDS, "25"),
+            policy_ids(rows, budget=3000, band=25, copies=1),
+        ),
+        (("--keep", "50", "--combine", "score:1+quality:0.5"), policy_ids(by_sum, k=50)),
+    ]
+    for number, (flags, expected) in enumerate(cases):
+        run = select(scores, tmp_path / f"run-{number}", *flags)
+        assert {row["id"] for row in rows_of(run)} == expected, flags
+        manifest = manifest_of(run)
+        assert manifest["counts"]["selected"] == len(expected)
+        lowest = min(row["scar_score"] for row in rows_of(run))
+        assert manifest["threshold"] == lowest
+        assert cli.run_job(verify.job, [str(run)]) == 0
+    missing = manifest_of(tmp_path / "run-4")["counts"]["quarantined"]["quality_missing"]
+    assert missing == len(rows) - len(with_quality) > 5
+    assert manifest_of(tmp_path / "run-0")["policy"]["tokens"] <= 3000
+    bands = manifest_of(tmp_path / "run-2")["policy"]["length_bands"]
+    assert [entry["band"] for entry in bands] == ["0-39", "40-59", "60-"]
+    assert sum(entry["selected"] for entry in bands) == 60
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--keep", "10%", "--sample-temperature", "2", "--seed", "1"),
+        ("--keep", "40", "--pareto", "score", "quality"),
+        (
+            *("--keep", "20%", "--per", "source", "--dedup", "exact", *BANDS, "60%"),
+            *("--combine", "score:1+quality:0.5", "--sample-temperature", "0.3"),
+        ),
+    ],
+    ids=str,
+)
+def test_orders_by_other_things_than_scores_are_verified_and_found_out(
+    tmp_path: Path, scores: Path, flags: tuple[str, ...]
+) -> None:
+    """What the policy came to is in the manifest, and held against the sidecars."""
+    run = select(scores, tmp_path / "run", *flags)
+    manifest = manifest_of(run)
+    assert manifest["policy"]["order"]["by"] in ("luck", "fronts")
+    assert sum(entry["rows"] for entry in manifest["picked"]) == len(rows_of(run)) > 9
+    assert cli.run_job(verify.job, [str(run)]) == 0
+    manifest["config"] |= {"seed": 2, "keep": "41"}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert cli.run_job(verify.job, [str(run)]) == 1
+
+
+@pytest.mark.parametrize(
+    "flags", [("--combine", "score:1+quality:1"), ("--pareto", "score", "quality")]
+)
+@pytest.mark.usefixtures("here")
+def test_orders_that_need_every_fp32_score_refuse_bf16_ones(
+    tmp_path: Path, pool: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+) -> None:
+    ranker = tiny_ranker_dir(tmp_path)
+    folder = publish_scores(tmp_path, pool, ranker, precision="bf16", error=0.1)
+    arguments = ["--scores", str(folder), "--out", str(tmp_path / "o"), "--keep", "10%", *flags]
+    assert cli.run_job(select_rows.job, arguments) == 2
+    assert "Score with --precision fp32" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_all_policies_at_once_through_ray_as_in_this_process(
+    tmp_path: Path, scores: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--keep", "20%", "--per", "source", "--max-per-cluster", "2", *BANDS, "60%")
+    flags += ("--combine", "score:1+quality:0.5", "--sample-temperature", "0.3", "--seed", "5")
+    small_chunks(monkeypatch)
+    runs = [select(scores, tmp_path / "ray", *flags)]
+    request.getfixturevalue("here")
+    runs.append(select(scores, tmp_path / "here", *flags))
+    assert manifest_of(runs[0])["policy"] == manifest_of(runs[1])["policy"]
+    data = [[path.read_bytes() for path in sorted(run.glob("data/*"))] for run in runs]
+    assert data[0] == data[1] != []

@@ -1,7 +1,10 @@
-"""Which rows are copies: same content hash as a row that is before them in selection order.
+"""Which rows are copies: of one cluster with a row, or several, before them in selection order.
+
+A cluster is all rows of one content hash; whoever knows better clusters numbers them in
+`SidecarColumns.clusters`.
 
 In three steps, so that nobody holds more than a chunk or a range of hashes, whatever the pool:
-a chunk of sidecars keeps its first row of each content, split by ranges of the hash; a range
+a chunk of sidecars keeps its first rows of each content, split by ranges of the hash; a range
 compares those of all chunks; a chunk gathers what the ranges found of it. A content that comes
 often costs a range one row per chunk, not one per copy.
 
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from scar_core.selection.order import SidecarColumns
 
 Which = Literal["copies", "repeated"]
-"""`copies`: all rows of a content but the first; `repeated`: all rows of contents with several."""
+"""`copies`: rows of a content but the first ones; `repeated`: those of contents with several."""
 
 CONTENTS_SCHEMA = pa.schema(
     [
@@ -42,7 +45,7 @@ POSITIONS_SCHEMA = pa.schema([CONTENTS_SCHEMA.field("position")])
 
 
 class Contents(NamedTuple):
-    """One row of each content of a chunk, its first in selection order; sorted by content."""
+    """Rows of each content of a chunk, its first in selection order; sorted by content."""
 
     high_M: NDArray[np.uint64]
     """First half of the content hash."""
@@ -59,23 +62,29 @@ class Contents(NamedTuple):
 
 
 def contents_of(
-    sidecars: Iterable[SidecarColumns], *, which: Which
+    sidecars: Iterable[SidecarColumns], *, which: Which, most: int = 1
 ) -> tuple[Contents, NDArray[np.uint32]]:
-    """What a chunk sends to the ranges, and the positions that it knows to be `which` by itself."""
+    """What a chunk sends to the ranges, and the positions that it knows to be `which` by itself.
+
+    Args:
+        sidecars: of the chunk, in order.
+        which: rows that are looked for.
+        most: rows of a content that are no copies, at least 1.
+    """
     nothing = np.zeros(0, np.uint64)
     parts = [Contents(nothing, nothing, nothing.astype(np.uint32), nothing.astype(np.uint32))]
     start = 0
     for columns in sidecars:
         rows_M = np.flatnonzero(columns.scored_N)
-        high_M, low_M = columns.hashes[rows_M].view(">u8").T.astype(np.uint64)
+        high_M, low_M = (half_N[rows_M] for half_N in columns.clusters)
         positions_M = (rows_M + start).astype(np.uint32)
         parts.append(Contents(high_M, low_M, columns.score_keys_N[rows_M], positions_M))
         start += len(columns)
     rows = _joined(parts)
     order = _by_content(rows)
-    first_M = _starts(rows, order)
-    found = np.sort(rows.positions_M[order[_found(first_M, which)]])
-    return rows.take(order[first_M]), found
+    ranks_M = _ranks(rows, order)
+    found = np.sort(rows.positions_M[order[_found(ranks_M, which, most)]])
+    return rows.take(order[ranks_M < (most if which == "copies" else 1)]), found
 
 
 def _joined(parts: Sequence[Contents]) -> Contents:
@@ -87,20 +96,21 @@ def _by_content(rows: Contents) -> NDArray[np.intp]:
     return np.lexsort((rows.score_keys_M, rows.low_M, rows.high_M))
 
 
-def _starts(rows: Contents, order: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """[M] of the ordered rows, whether each is the first of its content."""
+def _ranks(rows: Contents, order: NDArray[np.intp]) -> NDArray[np.intp]:
+    """[M] of the ordered rows, how many of its content are before each."""
     first_M = np.ones(len(order), np.bool_)
     high_M, low_M = rows.high_M[order], rows.low_M[order]
     first_M[1:] = (high_M[1:] != high_M[:-1]) | (low_M[1:] != low_M[:-1])
-    return first_M
+    places_M = np.arange(len(order))
+    return places_M - np.maximum.accumulate(np.where(first_M, places_M, 0))
 
 
-def _found(first_M: NDArray[np.bool_], which: Which) -> NDArray[np.bool_]:
+def _found(ranks_M: NDArray[np.intp], which: Which, most: int) -> NDArray[np.bool_]:
     """[M] of the ordered rows, those that are looked for."""
     if which == "copies":
-        return ~first_M
-    repeated_M: NDArray[np.bool_] = ~(first_M & np.append(first_M[1:], True))
-    return repeated_M
+        return ranks_M >= most
+    repeated_M: NDArray[np.bool_] = (ranks_M > 0) | np.append(ranks_M[1:] > 0, False)
+    return repeated_M[: len(ranks_M)]
 
 
 def split(contents: Contents, *, ranges: int) -> list[Contents]:
@@ -114,12 +124,12 @@ def split(contents: Contents, *, ranges: int) -> list[Contents]:
     return [contents.take(slice(low, high)) for low, high in pairwise(at)]
 
 
-def compare(parts: Sequence[Contents], *, which: Which) -> list[NDArray[np.uint32]]:
+def compare(parts: Sequence[Contents], *, which: Which, most: int = 1) -> list[NDArray[np.uint32]]:
     """For each chunk's contents of one range, in chunk order, the positions that are `which`."""
     rows = _joined(parts)
     owners_M = np.repeat(np.arange(len(parts)), [len(part.high_M) for part in parts])
     order = _by_content(rows)
-    found = order[_found(_starts(rows, order), which)]
+    found = order[_found(_ranks(rows, order), which, most)]
     by_owner = found[np.lexsort((rows.positions_M[found], owners_M[found]))]
     edges = np.searchsorted(owners_M[by_owner], np.arange(1, len(parts)))
     return np.split(rows.positions_M[by_owner], edges)

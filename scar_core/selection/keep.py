@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scar_core.errors import InputError
+from scar_core.selection.budget import Fitting, fitting
 from scar_core.selection.order import DIGIT_VALUES, Prefix, score_keys
 from scar_core.selection.radix import Cut, Radix
 
@@ -51,11 +52,21 @@ class KeepAbove:
     """A finite float32 value."""
 
 
-Keep = KeepShare | KeepCount | KeepAbove
+@dataclass(frozen=True)
+class KeepTokens:
+    """Keep the longest beginning of the order whose rows have at most so many tokens together."""
+
+    tokens: int
+    """At least 1."""
+
+
+Keep = KeepShare | KeepCount | KeepAbove | KeepTokens
+
+MANY = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 
 
 def parse_keep(text: str) -> Keep:
-    """What `--keep` asks for: `10%`, `2500` or `score>=1.5`.
+    """What `--keep` asks for: `10%`, `2500`, `score>=1.5` or `50M-tokens`.
 
     A share is its decimal text as a fraction: 29% of 100 rows is 29 rows. A score is rounded to
     the nearest float32, as scores are: the threshold that one run reports keeps the same rows in
@@ -79,11 +90,19 @@ def parse_keep(text: str) -> Keep:
         if abs(score) > FLOAT32_MAX:
             raise InputError(f"--keep {text!r}: no score is beyond {FLOAT32_MAX:g} (float32).")
         return KeepAbove(float(np.float32(score)))
+    if match := re.fullmatch(rf"({NUMBER})([kMB]?)-tokens", plain):
+        tokens = Fraction(match[1]) * MANY[match[2]]
+        if tokens < 1 or tokens.denominator != 1:
+            raise InputError(f"--keep {text!r}: wanted a whole number of tokens, at least 1.")
+        return KeepTokens(int(tokens))
     raise InputError(f"--keep {text!r}: {_complaint(plain)}")
 
 
 def _complaint(plain: str) -> str:
-    wanted = "Wanted a share such as 10%, a number of rows such as 2500, or 'score>=1.5'."
+    wanted = (
+        "Wanted a share such as 10%, a number of rows such as 2500, 'score>=1.5', or a budget "
+        "such as 50M-tokens (k, M, B)."
+    )
     if plain == "score":
         return f"the shell took the rest for a file name; quote it. {wanted}"
     if re.fullmatch(NUMBER, plain):
@@ -98,10 +117,17 @@ class Decision(NamedTuple):
     cut: Cut
     quantiles: tuple[float, ...]
     """Scores, one for each probability asked for; empty where no row is eligible."""
+    budget: Fitting | None = None
+    """What fits into the budget, where tokens are kept."""
 
 
 def decide(
-    survey: Survey, scan: Scan, keep: Keep | None, *, probabilities: Sequence[float] = ()
+    survey: Survey,
+    scan: Scan,
+    keep: Keep | None,
+    *,
+    probabilities: Sequence[float] = (),
+    weigh: Scan | None = None,
 ) -> Decision:
     """Find the cut, and exact quantiles of the eligible scores.
 
@@ -114,6 +140,7 @@ def decide(
         scan: one more pass over the same sidecars.
         keep: what to keep. A share of few rows, or a high score, may select none; None does.
         probabilities: of the quantiles, each in [0, 1].
+        weigh: as `scan`, tokens in place of rows; needed to keep tokens.
 
     Raises:
         IncompleteError: the passes do not see the same rows.
@@ -124,14 +151,21 @@ def decide(
     radix = Radix(survey, scan)
     positions = [_position(probability, eligible) for probability in probabilities]
     wanted = [radix.step((), position).prefix for position in positions]
-    if isinstance(keep, KeepAbove):
+    budget = None
+    if isinstance(keep, KeepTokens):
+        if weigh is None:
+            raise TypeError("tokens are kept by their histograms")
+        radix.load(wanted)
+        budget = fitting(radix, weigh, keep.tokens)
+        selected = budget.selected
+    elif isinstance(keep, KeepAbove):
         digits = _score_digits(keep.score)
         radix.load([*wanted, digits[:1]])
         selected = radix.count_to(digits)
     else:
         selected = 0 if keep is None else rows_to_keep(keep, eligible)
         radix.load([*wanted, *([radix.step((), selected).prefix] if selected else [])])
-    return Decision(radix.cut(selected), tuple(map(radix.score_at, positions)))
+    return Decision(radix.cut(selected), tuple(map(radix.score_at, positions)), budget)
 
 
 def rows_to_keep(keep: KeepShare | KeepCount, eligible: int) -> int:

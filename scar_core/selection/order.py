@@ -4,7 +4,8 @@ A key is fourteen 16-bit digits, most significant first, and ascending keys are 
 order: two digits of score (higher first, -0.0 as 0.0), eight of content hash, two of the unit's
 ordinal among the units in (path, row) order, two of the row's offset in its unit. No two rows
 share a key. A row without a score, or with one that is NaN, is not eligible and has no key; nor
-is a copy of a better row, where a selection leaves copies out.
+is a copy of a better row, where a selection leaves copies out, nor a row beyond a cap. A policy may
+order rows by something else, their worth: then it stands wherever a key has the score.
 
 Array suffixes: N rows of a sidecar, M of them.
 """
@@ -12,7 +13,7 @@ Array suffixes: N rows of a sidecar, M of them.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +22,10 @@ import pyarrow.parquet as pq
 from scar_core import storage
 from scar_core.errors import SchemaError
 from scar_core.pool.rows import HASH_BYTES, SIDECAR_SCHEMA
+from scar_core.pool.sidecars import TOKEN_COLUMNS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -39,6 +41,11 @@ BEST_SCORE_KEY = 0x007FFFFF  # of +inf; NaN lies before it,
 WORST_SCORE_KEY = 0xFF7FFFFF  # and after that of -inf
 ZERO_SCORE_KEY = 0x7FFFFFFF  # of both zeros
 NAN_SCORE_KEY = 0  # of one of many NaNs
+
+NAN_REASON = "score_nan"
+"""Why a row with a score is not eligible, beside the reasons that sidecars name."""
+INFINITE_REASON = "score_not_finite"
+"""Why a row with an infinite score has no worth, where one is made of finite numbers."""
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -73,11 +80,26 @@ class Placed(NamedTuple):
     offset: int
     """Within its unit."""
     selected: bool = False
+    own_score: float | None = None
+    """Its score, where rows are ordered by something else."""
 
     @property
     def score(self) -> float:
         """Its score; 0.0 for both zeros."""
-        return score_of(self.score_key)
+        return score_of(self.score_key) if self.own_score is None else self.own_score
+
+
+class Worth(Protocol):
+    """What rows are ordered by in place of their scores."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the pool that it reads, as float32."""
+        ...
+
+    def of(self, rows: SidecarColumns) -> NDArray[np.float32]:
+        """[N] worth of each row, higher first; NaN where it has none, anything without a score."""
+        ...
 
 
 class SidecarColumns:
@@ -89,6 +111,9 @@ class SidecarColumns:
         where: what error texts call the sidecar.
         copies_N: [N] rows that are copies of better ones and left out; none where None.
         groups_N: [N] int32 number of each row's group; one group, 0, where None.
+        worth: what rows are ordered by; their scores where None.
+        numbers: by name, [N] float32 of other columns of the pool; NaN where not finite.
+        place: path of the unit's file, relative to the pool, and its first row's number there.
 
     Raises:
         SchemaError: on first use of a column that does not hold what sidecars hold.
@@ -102,6 +127,9 @@ class SidecarColumns:
         where: str,
         copies_N: NDArray[np.bool_] | None = None,
         groups_N: NDArray[np.int32] | None = None,
+        worth: Worth | None = None,
+        numbers: Mapping[str, NDArray[np.float32]] | None = None,
+        place: tuple[str, int] = ("", 0),
     ) -> None:
         if not 0 <= ordinal < DIGIT_VALUES**ORDINAL_DIGITS:
             raise ValueError(f"{where}: ordinal must be in [0, 2**32), got {ordinal}")
@@ -109,6 +137,9 @@ class SidecarColumns:
         self.ordinal = ordinal
         self.where = where
         self.copies_N = copies_N
+        self.worth = worth
+        self.numbers = numbers or {}
+        self.place = place
         self._groups_N = groups_N
 
     @classmethod
@@ -166,16 +197,52 @@ class SidecarColumns:
         counts = self._column("reason").drop_null().value_counts().to_pylist()
         return {entry["values"]: entry["counts"] for entry in counts}
 
+    @property
+    def scores_N(self) -> NDArray[np.float32]:
+        """[N] the scores; anything where null."""
+        return values_of(self.scores, np.float32)
+
+    @cached_property
+    def worth_N(self) -> NDArray[np.float32]:
+        """[N] what rows are ordered by; anything where a score is null."""
+        return self.scores_N if self.worth is None else self.worth.of(self)
+
+    @property
+    def unfit(self) -> dict[str, int]:
+        """Rows with a score and without a worth, by reason."""
+        counts = {}
+        left_N = _valid(self.scores) & ~self.scored_N
+        for reason, none_N in self._lacks():
+            counts[reason] = int(np.count_nonzero(left_N & none_N))
+            left_N &= ~none_N
+        return {reason: rows for reason, rows in counts.items() if rows}
+
+    def _lacks(self) -> list[tuple[str, NDArray[np.bool_]]]:
+        """Why a row may have no worth, and which have none for that; the first reason counts."""
+        columns = () if self.worth is None else self.worth.columns
+        lacks = [(f"{name}_missing", np.isnan(self.numbers[name])) for name in columns]
+        every_N = np.ones(len(self), np.bool_)
+        return [(NAN_REASON, np.isnan(self.scores_N)), *lacks, (INFINITE_REASON, every_N)]
+
+    @cached_property
+    def tokens_N(self) -> NDArray[np.int64]:
+        """[N] tokens of both texts as the ranker counts them, those that it did not read too."""
+        columns = (self._column(name) for name in TOKEN_COLUMNS)
+        total_N = np.zeros(len(self), np.int64)
+        for column in columns:
+            total_N += values_of(column, np.int32)
+        return total_N
+
     @cached_property
     def score_keys_N(self) -> NDArray[np.uint32]:
-        """[N] of the scores; without meaning where not eligible."""
-        keys_N = score_keys(values_of(self.scores, np.float32))
+        """[N] of what rows are ordered by; without meaning where not eligible."""
+        keys_N = score_keys(self.worth_N)
         keys_N[~_valid(self.scores)] = NAN_SCORE_KEY
         return keys_N
 
     @cached_property
     def scored_N(self) -> NDArray[np.bool_]:
-        """[N] whether a row has a score that is not NaN."""
+        """[N] whether a row has a score that is not NaN, and a worth."""
         best, worst = np.uint32(BEST_SCORE_KEY), np.uint32(WORST_SCORE_KEY)
         return (self.score_keys_N >= best) & (self.score_keys_N <= worst)
 
@@ -189,11 +256,26 @@ class SidecarColumns:
         """[N] number of each row's group."""
         return np.zeros(len(self), np.int32) if self._groups_N is None else self._groups_N
 
+    def group_by(self, groups_N: NDArray[np.int32] | None) -> None:
+        """Give each row the number of its group."""
+        self._groups_N = groups_N
+
+    def limit(self, within_N: NDArray[np.bool_]) -> None:
+        """Take the other rows for not eligible."""
+        self.eligible_N = self.eligible_N & within_N
+
+    @property
+    def clusters(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """[N] twice: the number of each row's duplicate cluster in two halves, its content hash."""
+        high_N, low_N = self.hashes.view(">u8").T.astype(np.uint64)
+        return high_N, low_N
+
     @cached_property
     def hashes(self) -> NDArray[np.uint8]:
         """[N, 16] bytes of the content hashes; without meaning where not scored."""
         column = self._column("content_hash")
-        if not _valid(column)[self.scored_N].all():
+        scored_N = _valid(self.scores) & ~np.isnan(self.scores_N)
+        if not _valid(column)[scored_N].all():
             raise SchemaError(
                 f"{self.where}: a row has a score and no content_hash. Score the unit again."
             )
@@ -237,7 +319,8 @@ class SidecarColumns:
     def placed(self, row: int, *, selected: bool = False) -> Placed:
         """The key of an eligible row; reads hashes."""
         key = int(self.score_keys_N[row])
-        return Placed(key, self.hashes[row].tobytes(), self.ordinal, int(row), selected)
+        own = None if self.worth is None else float(self.scores_N[row])
+        return Placed(key, self.hashes[row].tobytes(), self.ordinal, int(row), selected, own)
 
 
 def score_key_of(prefix: Prefix) -> int:

@@ -8,7 +8,10 @@ s >= b - bound > t, one below has s < t, and the others are ordered by s itself.
 
 With groups, each group is such a selection of its own: its quota does not depend on scores. Without
 copies, rows whose content comes several times are all scored again before the best one is kept, so
-which rows take part is known as from s, and the argument holds for those.
+which rows take part is known as from s, and the argument holds for those. With a cap each band is
+a selection of its own first, with a boundary of its own. A budget of tokens has two: the last row
+that fits, and the first that does not, for it is the tokens of that one which decide. Where luck is
+added to a score it is added to both b and s, whose distance stays the same but for rounding.
 
 The bound is measured: the largest error of a sample and of every row scored again so far, widened.
 
@@ -19,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -116,10 +119,9 @@ def open_columns(
     *,
     ordinal: int,
     rescored: Sequence[str] = (),
-    copies_N: NDArray[np.bool_] | None = None,
-    groups_N: NDArray[np.int32] | None = None,
+    **others: Any,  # noqa: ANN401 - typed there
 ) -> SidecarColumns:
-    """A sidecar's columns with effective scores; copies and groups as `SidecarColumns` has them."""
+    """A sidecar's columns with effective scores; all else as `SidecarColumns` has it."""
     columns = SidecarColumns.open(sidecar, ordinal=ordinal)
     again = read_rescored(rescored) if rescored else None
 
@@ -127,9 +129,7 @@ def open_columns(
         column = columns.read(name)
         return effective_scores(column, again) if again and name == "score" else column
 
-    return SidecarColumns(
-        read, ordinal=ordinal, where=sidecar, copies_N=copies_N, groups_N=groups_N
-    )
+    return SidecarColumns(read, ordinal=ordinal, where=sidecar, **others)
 
 
 def effective_scores(scores: pa.ChunkedArray, again: Rescored) -> pa.ChunkedArray:
@@ -177,9 +177,10 @@ def rows_near(
         bound: what no row's error exceeds.
     """
     boundary_N = boundaries_G[columns.groups_N]
-    distance_N = np.abs(
-        columns.scores.to_numpy(zero_copy_only=False).astype(np.float64) - boundary_N
-    )
+    with np.errstate(invalid="ignore"):  # rows without a score hold anything
+        distance_N = np.abs(columns.worth_N.astype(np.float64) - boundary_N)
+    if columns.worth is not None:  # b and s were rounded apart, by half a step each
+        bound = bound + np.spacing(np.abs(columns.worth_N)) + np.spacing(np.float32(bound))
     return _missing(columns.eligible_N & ~np.isnan(boundary_N) & ~(distance_N > bound), again)
 
 

@@ -13,7 +13,14 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from scar_core.errors import InputError
-from scar_core.selection.keep import NUMBER, KeepAbove, KeepCount, KeepShare, rows_to_keep
+from scar_core.selection.keep import (
+    NUMBER,
+    KeepAbove,
+    KeepCount,
+    KeepShare,
+    KeepTokens,
+    rows_to_keep,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,9 +75,10 @@ def group_rule(
         if least is not None or most is not None:
             raise InputError("--min-per-group and --max-per-group need --per COLUMN.")
         return None
-    if isinstance(keep, KeepAbove):
+    if isinstance(keep, KeepAbove | KeepTokens):
+        what = "a least score" if isinstance(keep, KeepAbove) else "a budget of tokens"
         raise InputError(
-            "--per divides a number of rows among groups, and a least score names none. "
+            f"--per divides a number of rows among groups, and {what} names none. "
             "Pass --keep with a share or a number of rows, or leave out --per."
         )
     return GroupRule(
@@ -97,11 +105,11 @@ def quotas(
     Raises:
         InputError: the minima add up to more than is kept, or the maxima to less.
     """
-    if isinstance(keep, KeepAbove):
-        raise TypeError("a least score has no quotas")
+    if isinstance(keep, KeepAbove | KeepTokens):
+        raise TypeError("a least score or a budget has no quotas")
     total = rows_to_keep(keep, sum(eligible))
-    least = _rows(rule.least, total, up=True) if rule.least else 0
-    most = _rows(rule.most, total, up=False) if rule.most else total
+    least = rows_of_bound(rule.least, total, up=True) if rule.least else 0
+    most = rows_of_bound(rule.most, total, up=False) if rule.most else total
     if rule.most and least > most:
         raise InputError(
             f"--min-per-group is {least:,} rows of {total:,}, --max-per-group {most:,}. "
@@ -118,7 +126,8 @@ def quotas(
     return apportion(total, eligible, lows=lows, highs=highs)
 
 
-def _rows(bound: KeepCount | KeepShare, total: int, *, up: bool) -> int:
+def rows_of_bound(bound: KeepCount | KeepShare, total: int, *, up: bool) -> int:
+    """A bound in rows, of so many to keep."""
     if isinstance(bound, KeepCount):
         return bound.rows
     exact = bound.share * total

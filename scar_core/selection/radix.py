@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
     from scar_core.selection.order import SidecarColumns
 
-NAN_REASON = "score_nan"
-"""Why a row with a score is not eligible, beside the reasons that sidecars name."""
-
 Scan = Callable[[Sequence[Prefix]], NDArray[np.int64]]
 """P prefixes → [P, V], their `histograms` added up over all sidecars of the run."""
 
@@ -48,7 +45,7 @@ class Counts:
     duplicates: int = 0
     """Copies of eligible rows; 0 where copies are not left out."""
     quarantined: dict[str, int] = field(default_factory=dict)
-    """The others by reason, sorted; NAN_REASON where the score is NaN."""
+    """The others by reason, sorted; those too that have a score and nothing to be ordered by."""
 
     @property
     def scored(self) -> int:
@@ -98,8 +95,8 @@ def _count(columns: SidecarColumns) -> Counts:
             f"{columns.where}: {nulls:,} rows have no score, {reasons.total():,} a reason why; "
             "wanted the same rows. Score the unit again."
         )
-    if nans := len(columns) - nulls - scored:
-        reasons[NAN_REASON] += nans
+    if len(columns) - nulls - scored:
+        reasons.update(columns.unfit)
     return Counts(
         rows=len(columns),
         eligible=eligible,
@@ -213,6 +210,11 @@ class Radix:
                     f"in the next pass {found:,}. Select again when no other job writes there."
                 )
             self._known[prefix] = histogram_V
+
+    def rows_of(self, prefix: Prefix) -> NDArray[np.int64]:
+        """[V] rows under a prefix by their next digit."""
+        self.load([prefix])
+        return self._known[prefix]
 
     def step(self, prefix: Prefix, position: int) -> Step:
         """The next digit of the row at a position (from 1) among those under a prefix."""
