@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import cli, pipeline, score, select_rows, verify
+from jobs import cli, curate, pipeline, score, select_rows, verify
 from jobs.rescore import Rescorer
 from jobs.select_stages import ScoredUnit
 from jobs.select_write import plan_parts, write_part
@@ -27,6 +27,7 @@ from scar_core.pool.rows import content_hash
 from scar_core.pool.units import Unit
 from scar_core.selection.picked import PICKED_SCHEMA, Picked, write_picked
 from scar_core.selection.precision import Rescored, write_rescored
+from scar_core.selection.report import render
 from tests.in_process import publish_drawn, run_here, small_chunks
 from tests.jobs_harness import manifest_of, rows_of, write_pool
 from tests.pools import open_one, texts, write
@@ -482,6 +483,8 @@ def test_orders_by_other_things_than_scores_are_verified_and_found_out(
     run = select(scores, tmp_path / "run", *flags)
     manifest = manifest_of(run)
     assert manifest["policy"]["order"]["by"] in ("luck", "fronts")
+    told = json.loads((run / "report.json").read_bytes())
+    assert "in the order of" in render(told)
     assert sum(entry["rows"] for entry in manifest["picked"]) == len(rows_of(run)) > 9
     assert cli.run_job(verify.job, [str(run)]) == 0
     manifest["config"] |= {"seed": 2, "keep": "41"}
@@ -503,14 +506,27 @@ def test_orders_that_need_every_fp32_score_refuse_bf16_ones(
     assert "Score with --precision fp32" in capsys.readouterr().err
 
 
+def test_a_curation_refuses_them_before_it_scores(
+    tmp_path: Path, pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--pool", str(pool), "--ranker", str(tiny_ranker_dir(tmp_path)), "--keep", "10%"]
+    arguments += ["--out", str(tmp_path / "out"), "--precision", "bf16"]
+    assert cli.run_job(curate.job, [*arguments, "--combine", "score:1+quality:1"]) == 2
+    assert "--combine needs the fp32 score of every row" in capsys.readouterr().err
+    assert cli.run_job(curate.job, [*arguments, "--pareto", "score", "source"]) == 2
+    assert "'source' holds string; wanted numbers" in capsys.readouterr().err
+    assert not (tmp_path / "out/scores/sidecars").exists()
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_all_policies_at_once_through_ray_as_in_this_process(
     tmp_path: Path, scores: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = ("--keep", "20%", "--per", "source", "--max-per-cluster", "2", *BANDS, "60%")
-    flags += ("--combine", "score:1+quality:0.5", "--sample-temperature", "0.3", "--seed", "5")
+    flags = ["--keep", "20%", "--per", "source", "--max-per-cluster", "2", *BANDS, "60%"]
+    flags += ["--combine", "score:1+quality:0.5", "--sample-temperature", "0.3", "--seed", "5"]
     small_chunks(monkeypatch)
     runs = [select(scores, tmp_path / "ray", *flags)]
+    assert cli.run_job(verify.job, [str(runs[0])]) == 0
     request.getfixturevalue("here")
     runs.append(select(scores, tmp_path / "here", *flags))
     assert manifest_of(runs[0])["policy"] == manifest_of(runs[1])["policy"]

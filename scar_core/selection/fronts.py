@@ -19,14 +19,14 @@ from scar_core.errors import InputError
 from scar_core.selection.combine import SCORE, Term, values_of_term
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
     from scar_core.selection.order import SidecarColumns
 
 MOST_PAIRS = 2**21
-"""Distinct pairs at most: the driver and every worker hold them, in 40 MB."""
+"""Distinct pairs at most: the driver and every worker hold them, in 25 MB."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,8 +102,10 @@ def merge_pairs(parts: Iterable[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     return found
 
 
-def front_numbers(pairs: Sequence[tuple[int, int]]) -> list[int]:
-    """The front of each of some distinct pairs, from 0; they come descending.
+def front_numbers(seconds: Iterable[int]) -> list[int]:
+    """The front, from 0, of each of some distinct pairs, from their second numbers.
+
+    The pairs come descending.
 
     In that order a pair is beaten by a front if and only if the front's largest second number is at
     least its own; from front to front that number falls, so the first front that does not beat it
@@ -111,7 +113,7 @@ def front_numbers(pairs: Sequence[tuple[int, int]]) -> list[int]:
     """
     largest: list[int] = []  # of each front, negated: ascending
     numbers = []
-    for _, second in pairs:
+    for second in seconds:
         front = bisect_left(largest, -second + 1)
         if front == len(largest):
             largest.append(-second)
@@ -124,12 +126,9 @@ def front_numbers(pairs: Sequence[tuple[int, int]]) -> list[int]:
 def fitted(fronts: Fronts, pairs_D: NDArray[np.uint64]) -> Fronts:
     """The same with the fronts of these pairs."""
     first_D, second_D = pairs_D >> np.uint64(32), pairs_D & np.uint64(2**32 - 1)
-    down = list(zip(first_D[::-1].tolist(), second_D[::-1].tolist(), strict=True))
-    numbers_D = np.array(front_numbers(down), np.int64)[::-1]
+    numbers_D = np.array(front_numbers(second_D[::-1].tolist()), np.uint64)[::-1]
     within_D = second_D if fronts.names[1] == SCORE else first_D
     # Dense ranks of (front, within it higher first): below 2**21, so exact as float32.
-    ranks = np.stack([numbers_D, -within_D.astype(np.int64)], axis=1)
-    _, ranks_D = np.unique(ranks, axis=0, return_inverse=True)
-    return Fronts(
-        names=fronts.names, pairs_D=pairs_D, worth_D=-ranks_D.reshape(-1).astype(np.float32)
-    )
+    places_D = numbers_D << np.uint64(32) | np.uint64(2**32 - 1) - within_D
+    _, ranks_D = np.unique(places_D, return_inverse=True)
+    return Fronts(names=fronts.names, pairs_D=pairs_D, worth_D=-ranks_D.astype(np.float32))

@@ -179,8 +179,9 @@ def rows_near(
     boundary_N = boundaries_G[columns.groups_N]
     with np.errstate(invalid="ignore"):  # rows without a score hold anything
         distance_N = np.abs(columns.worth_N.astype(np.float64) - boundary_N)
-    if columns.worth is not None:  # b and s were rounded apart, by half a step each
-        bound = bound + np.spacing(np.abs(columns.worth_N)) + np.spacing(np.float32(bound))
+        if columns.worth is not None:  # b and s were rounded apart, by half a step each
+            reach_N = np.abs(columns.worth_N.astype(np.float64)) + bound
+            distance_N -= np.spacing(reach_N.astype(np.float32))
     return _missing(columns.eligible_N & ~np.isnan(boundary_N) & ~(distance_N > bound), again)
 
 

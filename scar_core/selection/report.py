@@ -61,6 +61,7 @@ def _counts(report: dict[str, Any]) -> str:
         *((f"  {reason}", f"{n:>12,}") for reason, n in counts["quarantined"].items()),
         *_bad_files(report),
         ("selected", f"{counts['selected']:>12,}   --keep {report['keep']}"),
+        *_policy(report.get("policy", {})),
         *_written(counts),
         ("not selected", f"{counts['not_selected']:>12,}"),
         ("threshold", f"{'none' if threshold is None else format(threshold, '12.6f')}"),
@@ -97,6 +98,30 @@ def _bad_files(report: dict[str, Any]) -> list[tuple[str, str]]:
     files = report["files"]
     bad = sum(files["quarantined"].values())
     return [("files quarantined", f"{bad:>12,}   of {files['in']:,}")] if bad else []
+
+
+def _policy(policy: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was asked for beside groups and copies."""
+    lines = []
+    if "tokens" in policy:
+        lines.append(("  their tokens", f"{policy['tokens']:>12,}"))
+    if "order" in policy:
+        lines.append(("  in the order of", f"{'':>5}{_order(policy['order'])}"))
+    for band in policy.get("length_bands", ()):
+        told = f"of {band['eligible']:,}, {band['within_cap']:,} at most"
+        lines.append((f"  {band['band']} tokens", f"{band['selected']:>12,}   {told}"))
+    return lines
+
+
+def _order(order: dict[str, Any]) -> str:
+    if order.get("by") == "luck":
+        base = _order(order["base"])
+        return f"{base} and luck, temperature {order['temperature']:g}, seed {order['seed']}"
+    if order.get("by") == "sum":
+        return " + ".join(f"{term['weight']:g} z({term['name']})" for term in order["terms"])
+    if order.get("by") == "fronts":
+        return f"Pareto fronts of {' and '.join(order['columns'])}"
+    return "score"
 
 
 def _written(counts: dict[str, Any]) -> list[tuple[str, str]]:
