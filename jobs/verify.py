@@ -56,7 +56,8 @@ class VerifyConfig:
 
     run: str
     """A published directory: a ranker, scores or a selection; of a curation, its newest one. Of a
-    selection with --dedup it must be writable: tasks pass on what they find there, for a while."""
+    selection that limits copies (--dedup, --max-per-cluster) it must be writable: tasks pass on
+    what they find there, for a while."""
 
 
 @dataclass(kw_only=True)

@@ -17,6 +17,7 @@ import pyarrow as pa
 from scar_core.errors import InputError
 from scar_core.pool.rows import SIDECAR_SCHEMA, PairColumns, check_pairs, check_schema
 from scar_core.pool.units import take_rows
+from scar_core.selection.budget import token_histograms
 from scar_core.selection.keep import decide, parse_keep
 from scar_core.selection.order import SidecarColumns
 from scar_core.selection.radix import histograms, survey
@@ -59,14 +60,17 @@ class ScoredRows(Generic[Rows]):
         """Numbers of the rows that the job would select, in input order.
 
         Args:
-            keep: what `--keep` takes: `10%`, `2500` or `score>=1.5`.
+            keep: what `--keep` takes: `10%`, `2500`, `score>=1.5` or `50M-tokens`.
 
         Raises:
             InputError: it is none of them.
         """
         columns = SidecarColumns.from_table(self.table, ordinal=0)
         cut = decide(
-            survey([columns]), lambda prefixes: histograms([columns], prefixes), parse_keep(keep)
+            survey([columns]),
+            lambda prefixes: histograms([columns], prefixes),
+            parse_keep(keep),
+            weigh=lambda prefixes: token_histograms([columns], prefixes),
         ).cut
         best: list[int] = np.flatnonzero(cut.mask(columns)).tolist()
         return best

@@ -56,6 +56,17 @@ def test_the_best_rows_are_those_of_a_plain_sort(scorer: Scorer, share: str) -> 
     assert score_rows(PAIRS, scorer).best(share) == best_by_hand(scorer, rows)
 
 
+def test_a_budget_holds_the_best_rows_that_fit(scorer: Scorer) -> None:
+    """The tokens of the best three are enough for these, and one less only for two."""
+    scored = score_rows(PAIRS, scorer)
+    names = ("instruction_tokens", "response_tokens", "cut_tokens")
+    tokens = sum(
+        sum(scored.table[name].take(best_by_hand(scorer, 3)).to_pylist()) for name in names
+    )
+    assert scored.best(f"{tokens}-tokens") == best_by_hand(scorer, 3)
+    assert scored.best(f"{tokens - 1}-tokens") == best_by_hand(scorer, 2)
+
+
 def test_pairs_tables_and_datasets_come_back_as_what_they_were(scorer: Scorer) -> None:
     """Same rows; a table and a dataset keep all columns and types, and get their scores."""
     best = best_by_hand(scorer, 3)
