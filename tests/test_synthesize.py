@@ -15,10 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import cli, synthesize
+from jobs import cli, synthesize, verify
+from scar_core.lease import held
 from scar_core.manifest import check_counts, describe_file
 from scar_core.training.quadruple_files import read_quadruples
 from scar_core.training.quadruples import QuadrupleColumns
+from tests.in_process import run_here
 from tests.jobs_harness import ROOT, manifest_of, rows_of
 from tests.llm_server import KEY, LlmServer, Reply, ask_here, llm_server
 from tests.test_train_job import write_jsonl
@@ -125,6 +127,51 @@ def test_a_refusal_ends_the_run_at_once_with_a_sentence(
     assert KEY not in told
     assert len(server.bodies) <= 4
     assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_an_account_without_quota_is_not_asked_again(
+    server: LlmServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its status is that of a limit that passes, its code is not."""
+    error = {"error": {"message": "pay first", "code": "insufficient_quota"}}
+    server.script = lambda _, __: Reply(status=429, raw=json.dumps(error).encode())
+    quads = write_jsonl(tmp_path / "q.jsonl", human_rows(9))
+    assert run(server, quads, tmp_path / "out", "--concurrency", "1") == 2
+    assert len(server.bodies) == 1
+    assert "no quota left" in capfd.readouterr().err
+
+
+def test_one_run_at_a_time_holds_the_answers(server: LlmServer, tmp_path: Path) -> None:
+    """Another one ends with exit code 3 and asks nothing."""
+    quads = write_jsonl(tmp_path / "q.jsonl", human_rows())
+    with held(str(tmp_path / "out/answers/lease"), lease_seconds=1):
+        assert run(server, quads, tmp_path / "out") == 3
+    assert not server.bodies
+    assert run(server, quads, tmp_path / "out") == 0
+    assert run(server, quads, tmp_path / "out") == 2  # nothing is published twice
+
+
+def test_what_was_published_is_verified(
+    server: LlmServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that was cut since is found."""
+    run_here(monkeypatch)
+    quads = write_jsonl(tmp_path / "q.jsonl", [*human_rows(), {"instruction": None, "human": "x"}])
+    assert run(server, quads, tmp_path / "out") == 0
+    assert cli.run_job(verify.job, [str(tmp_path / "out")]) == 0
+    [part] = (tmp_path / "out/data").iterdir()
+    part.write_bytes(part.read_bytes()[:-50])
+    assert cli.run_job(verify.job, [str(tmp_path / "out")]) == 1
+
+
+def test_a_saved_data_set_is_asked_about(server: LlmServer, tmp_path: Path) -> None:
+    """As training reads it."""
+    from datasets import Dataset  # noqa: PLC0415 - a second
+
+    Dataset.from_list(human_rows()).save_to_disk(str(tmp_path / "set"))
+    assert run(server, str(tmp_path / "set"), tmp_path / "out") == 0
+    assert [row["id"] for row in rows_of(tmp_path / "out")] == [0, 1, 2, 3]
+    assert manifest_of(tmp_path / "out")["inputs"][0]["path"] == "../set"
 
 
 def test_retry_after_holds_for_all_and_failures_of_the_server_are_tried_again(
