@@ -153,7 +153,7 @@ def job(argv: Sequence[str]) -> None:
         log_summary(manifest)
         logger.info(
             "%s verdicts, %s unknown",
-            *(f"{manifest['counts'].get(name, 0):,}" for name in ("verdicts", "unknown_verdicts")),
+            *(f"{manifest['counts'][name]:,}" for name in ("verdicts", "unknown_verdicts")),
         )
         logger.info("%s", storage.join(storage.absolute(config.out), MANIFEST_NAME))
 

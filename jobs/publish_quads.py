@@ -18,7 +18,7 @@ from scar_core.pool.quarantine import QUARANTINE_SCHEMA
 from scar_core.tables import write_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from jobs.asking import AskConfig, Asked
     from jobs.prompting import Prompt
@@ -105,7 +105,7 @@ def publish_quadruples(
         "rows_out": sum(file.rows for file in files),
         "quarantined": quarantined,
         **asked.counts(config),
-        **dict(sum((Counter(table.counts) for table in tables), Counter())),
+        **_summed(table.counts for table in tables),
     }
     manifest = publish(
         folder,
@@ -140,6 +140,14 @@ def _check_losses(
         f"--max-bad-ratio {config.max_bad_ratio:g} allows; the first: {first[0]}: {first[1]}. "
         "Nothing was published; answers are kept. Start again, or allow more."
     )
+
+
+def _summed(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Counts of all inputs together; a count of 0 stays one."""
+    total: Counter[str] = Counter()
+    for some in counts:
+        total.update(some)
+    return dict(total)
 
 
 def _listed(counts: dict[str, int]) -> str:

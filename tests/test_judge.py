@@ -85,7 +85,8 @@ def test_all_responses_are_judged_by_both_aspects(server: LlmServer, tmp_path: P
     assert found[1]["human_correctness"] == found[1]["referenced_correctness"] in {6, 7, 8}
     schema = server.bodies[0]["response_format"]
     assert schema["type"] == "json_schema"
-    assert manifest_of(tmp_path / "out")["counts"]["verdicts"] == 10
+    counts = manifest_of(tmp_path / "out")["counts"]
+    assert (counts["verdicts"], counts["unknown_verdicts"]) == (10, 0)
 
 
 def test_what_cannot_be_read_is_unknown_and_counted(server: LlmServer, tmp_path: Path) -> None:
