@@ -59,6 +59,13 @@ class Reply:
         self.cut_after, self.wait_seconds = cut_after, wait_seconds
 
 
+class _HttpServer(ThreadingHTTPServer):
+    """One that takes many connections at once: of a sixth the kernel would wait a second."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+
 class LlmServer:
     """What was asked, and what is answered."""
 
@@ -81,8 +88,7 @@ class LlmServer:
             def log_message(self, *_: object) -> None:
                 """Nothing."""
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
+        self.http = _HttpServer(("127.0.0.1", 0), Handler)
         self.base_url = f"http://127.0.0.1:{self.http.server_port}/v1"
         threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
 
