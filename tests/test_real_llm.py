@@ -46,8 +46,14 @@ def unpacked_model(folder: Path) -> str:
     assert spec is not None
     [package] = spec.submodule_search_locations or []
     [file] = Path(package).glob("*.gguf")
-    for part in (AutoTokenizer, AutoModelForCausalLM):
-        part.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(folder)
+    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(**source)
+    # Its weights are plain numbers by now; marked as quantized it would refuse to be saved.
+    plain = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
+    fresh = AutoModelForCausalLM.from_config(type(model.config)(**plain))
+    fresh.load_state_dict(model.state_dict())
+    fresh.save_pretrained(folder)
     return str(folder)
 
 
@@ -120,4 +126,4 @@ def test_a_killed_run_on_ray_repeats_no_request_that_has_an_answer(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     with llm_server() as server:
-        resumed(server, tmp_path, ["jobs.synthesize"])
+        resumed(server, tmp_path, ["jobs.synthesize"], settle_seconds=3.0)

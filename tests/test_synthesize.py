@@ -356,7 +356,9 @@ def killed_after(answers: int, server: LlmServer, command: list[str]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def resumed(server: LlmServer, tmp_path: Path, module: list[str]) -> None:
+def resumed(
+    server: LlmServer, tmp_path: Path, module: list[str], *, settle_seconds: float = 0.2
+) -> None:
     """Kill a run half-way and run it again: what an answer was kept for is not asked again."""
     server.script = lambda _, __: Reply(wait_seconds=0.03)
     quads = write_jsonl(tmp_path / "q.jsonl", human_rows(150))
@@ -364,6 +366,10 @@ def resumed(server: LlmServer, tmp_path: Path, module: list[str]) -> None:
     more = ["--roles", "direct", "--concurrency", "4", "--lease-seconds", "1"]
     argv = flags(server, quads, out, *more)
     killed_after(90, server, [sys.executable, "-m", *module, *argv])
+    seen = -1
+    while seen != len(server.bodies):  # Ray's own processes outlive a driver by seconds
+        seen = len(server.bodies)
+        time.sleep(settle_seconds)
     kept = {json.loads(path.read_bytes())["key"] for path in out.glob("answers/open/*/*.json")}
     assert len(kept) >= 80
     assert len(list(out.glob("answers/parts/*.parquet"))) >= 1
