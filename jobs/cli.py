@@ -26,6 +26,8 @@ logger = logging.getLogger("scar_curate")
 Config = TypeVar("Config")
 
 JOBS = {
+    "synthesize": "jobs.synthesize",
+    "judge": "jobs.judge",
     "train": "jobs.train",
     "plan": "jobs.plan",
     "score": "jobs.score",

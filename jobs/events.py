@@ -4,10 +4,10 @@ A line is one event: `time` (ISO 8601, UTC), `run`, `job` and `event`, then the 
 
 run_started         version
 plan_made           files, rows, units, units_done (scored by earlier runs); twice where the run
-                    waited for another one
+                    waited for another one. Of synthesize and judge: files, rows, requests
 scoring_started     units, rows: what this run has to score; where there is anything
 progress            rows_done, rows_total, rows_per_second, tokens_per_second, seconds_left; at most
-                    one in ten seconds
+                    one in ten seconds. Of synthesize and judge: requests, not rows
 scoring_finished    of this run: rows, tokens, seconds, rows_per_second, tokens_per_second,
                     computed_per_encoded_token, actor_wait_ratio, encoded_tokens, actor_seconds
 rows_quarantined    reasons: rows of the whole pool by reason; only where there are any

@@ -16,12 +16,21 @@ SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Counts rows and tokens and logs a line now and then, never more than one in ten seconds."""
 
-    def __init__(self, *, total_rows: int, done_rows: int = 0) -> None:
+    def __init__(
+        self, *, total_rows: int, done_rows: int = 0, told: str = "scored {} rows"
+    ) -> None:
+        """`told` is what happens to so many rows, or to whatever else is counted."""
+        self.told = told
         self.total_rows = total_rows
         self.done_rows = done_rows
         self.new_rows = 0
         self.new_tokens = 0
         self.started = self.last_line = time.monotonic()
+
+    @property
+    def unit(self) -> str:
+        """The word for what is counted."""
+        return self.told.rpartition(" ")[2]
 
     @property
     def seconds(self) -> float:
@@ -63,18 +72,19 @@ class Progress:
     def line(self) -> str:
         """Rows, rates, share done, time left."""
         return (
-            f"scored {self.done_rows:,} of {self.total_rows:,} rows "
+            f"{self.told.format(f'{self.done_rows:,} of {self.total_rows:,}')} "
             f"({self.done_rows / max(self.total_rows, 1):.1%}), "
-            f"{self.rows_per_second:,.1f} rows/s, {self.tokens_per_second:,.0f} tokens/s, "
+            f"{self.rows_per_second:,.1f} {self.unit}/s, {self.tokens_per_second:,.0f} tokens/s, "
             f"{timedelta(seconds=round(self.seconds_left))} left"
         )
 
     def finish(self) -> None:
         """The last line: what this run did and how fast."""
         logger.info(
-            "scored %s rows in %s: %s rows/s, %s tokens/s",
-            f"{self.new_rows:,}",
+            "%s in %s: %s %s/s, %s tokens/s",
+            self.told.format(f"{self.new_rows:,}"),
             timedelta(seconds=round(self.seconds)),
             f"{self.rows_per_second:,.1f}",
+            self.unit,
             f"{self.tokens_per_second:,.0f}",
         )

@@ -24,11 +24,12 @@ MANIFEST_VERSION = 1
 READ_BYTES = 8 * 2**20
 PACKAGES = ("scar-curate", "ray", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
-Kind = Literal["ranker", "scores", "selection"]
+Kind = Literal["ranker", "scores", "selection", "quadruples"]
 
 _ROWS_HELD: dict[Kind, tuple[str, ...]] = {
     "scores": ("rows_in",),
     "selection": ("written", "selected"),
+    "quadruples": ("rows_out",),
 }
 """Which of its counts the files of a directory add up to: the first that is given."""
 
@@ -148,6 +149,7 @@ def publish(
 def check_counts(counts: dict[str, Any], *, where: str) -> None:
     """Rows in = scored + quarantined, and = selected + not selected + quarantined, where given.
 
+    Of quadruples rows in = rows out + quarantined.
     And files in = files scored + files quarantined.
     Of a selection whose files hold only new rows, selected = written + known.
 
@@ -169,7 +171,8 @@ def check_counts(counts: dict[str, Any], *, where: str) -> None:
     if "rows_in" not in counts:
         return
     quarantined = sum(counts["quarantined"].values())
-    sums = [names for names in (("scored",), ("selected", "not_selected")) if names[0] in counts]
+    ways = (("scored",), ("selected", "not_selected"), ("rows_out",))
+    sums = [names for names in ways if names[0] in counts]
     for names in sums:
         total = sum(counts[name] for name in names) + quarantined
         if total != counts["rows_in"]:

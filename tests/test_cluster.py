@@ -105,7 +105,13 @@ def test_the_check_of_kuberay_manifests_is_strict(path: str, value: object, told
 def test_the_other_manifests_are_what_kubernetes_takes(applied: list[Manifest]) -> None:
     """Its own kinds: strictly, too."""
     others = [manifest for manifest in applied if manifest not in of_kuberay(applied)]
-    assert sorted(m["kind"] for m in others) == ["ConfigMap", "CronJob", "ServiceAccount"]
+    assert sorted(m["kind"] for m in others) == [
+        "ConfigMap",
+        "CronJob",
+        "Deployment",
+        "Service",
+        "ServiceAccount",
+    ]
     for manifest in others:
         assert manifests.kubernetes_errors(manifest) == []
     night = next(m for m in others if m["kind"] == "CronJob")
@@ -144,6 +150,25 @@ def test_a_ray_job_keeps_the_rules_that_no_schema_tells(manifest: Manifest) -> N
     assert set(by_status) == {"SUCCEEDED", "FAILED", "Failed"}
     assert 0 < spec["preRunningDeadlineSeconds"] < spec["activeDeadlineSeconds"]
     assert spec["backoffLimit"] >= 1
+
+
+def test_the_llm_is_found_where_the_page_says_so() -> None:
+    """Its Service leads to its pods; values are placeholders until kustomize puts them in."""
+    deployment, service = manifests.read(CLUSTER / "vllm.yaml")
+    for manifest in (deployment, service):
+        assert manifests.kubernetes_errors(manifest) == []
+    pod = deployment["spec"]["template"]
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    assert deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"]
+    [part] = pod["spec"]["containers"]
+    assert [port["name"] for port in part["ports"]] == [service["spec"]["ports"][0]["targetPort"]]
+    assert part["args"][:2] == ["--model", "LLM_MODEL"]
+    assert pod["spec"]["securityContext"]["runAsNonRoot"]
+    assert not part["securityContext"]["allowPrivilegeEscalation"]
+    page = (CLUSTER / "README.md").read_text("utf-8")
+    address = f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}/v1"
+    assert page.count(f"--base-url {address}") == 2
+    assert page.count(f"--model {VALUES['llm']['model']}") == 2
 
 
 def test_nights_end_before_the_next_begin() -> None:

@@ -15,6 +15,8 @@ from jobs import cli, curate
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 CONFIGS = {
+    "jobs.synthesize": "SynthesizeConfig",
+    "jobs.judge": "JudgeConfig",
     "jobs.train": "TrainConfig",
     "jobs.plan": "PlanConfig",
     "jobs.score": "ScoreConfig",

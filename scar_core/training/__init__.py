@@ -2,6 +2,7 @@
 
 quadruples      what a quadruple must be to be trained on, checks with reasons
 quadruple_files quadruples from JSONL, JSON, Parquet or `datasets`
+quadruple_tables the same with all their columns, as tables
 split           which quadruples are trained on, by instruction, seeded
 losses          hinge, triplet regulariser, quality gate; tensors in, tensors out
 batches         quadruples as token ids, dealt into batches and shares

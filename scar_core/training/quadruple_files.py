@@ -66,22 +66,33 @@ def _all_rows(
     sources: Sequence[str], columns: QuadrupleColumns, inputs: list[QuadrupleInput]
 ) -> Iterator[Row]:
     for source in sources:
-        if _is_dataset(source):
+        if is_dataset(source):
             yield from _dataset_rows(source, columns, inputs)
             continue
-        files = storage.list_files(source, suffixes=SUFFIXES)
-        if not files:
-            raise InputError(
-                f"{source}: no quadruples there; wanted a file, folder or glob with names ending "
-                f"in {', '.join(SUFFIXES)}. Check the path."
-            )
-        for file in files:
-            data = storage.read_bytes(file.path)
-            inputs.append(QuadrupleInput(file.path, sha256(data).hexdigest()))
-            yield from _file_rows(file.path, data, columns)
+        for entry, data in read_files(source):
+            inputs.append(entry)
+            yield from _file_rows(entry.path, data, columns)
 
 
-def _is_dataset(source: str) -> bool:
+def read_files(source: str) -> Iterator[tuple[QuadrupleInput, bytes]]:
+    """The files that a path, folder or glob names, unpacked where they are gzipped.
+
+    Raises:
+        InputError: there are none, or one is not whole.
+    """
+    files = storage.list_files(source, suffixes=SUFFIXES)
+    if not files:
+        raise InputError(
+            f"{source}: no quadruples there; wanted a file, folder or glob with names ending "
+            f"in {', '.join(SUFFIXES)}. Check the path."
+        )
+    for file in files:
+        data = storage.read_bytes(file.path)
+        entry = QuadrupleInput(file.path, sha256(data).hexdigest())
+        yield entry, _unpacked(file.path, data)
+
+
+def is_dataset(source: str) -> bool:
     """Whether a source is for the `datasets` library: a folder it saved, or a name, no path."""
     if storage.is_folder(source):
         return any(storage.exists(storage.join(source, mark)) for mark in _SAVED_DATASET)
@@ -93,16 +104,20 @@ def _file_rows(path: str, data: bytes, columns: QuadrupleColumns) -> Iterator[Ro
     if path.endswith(".parquet"):
         yield from _parquet_rows(path, data, columns)
         return
-    if path.endswith(".gz"):
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{path}: is not whole gzip ({error}). Fetch it again.") from error
     names: set[str] = set()
-    for row in _json_rows(path, data):
+    for row in json_rows(path, data):
         names.update(row)
         yield row
     _check_names(names, columns, where=path)
+
+
+def _unpacked(path: str, data: bytes) -> bytes:
+    if not path.endswith(".gz"):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: is not whole gzip ({error}). Fetch it again.") from error
 
 
 def _check_names(names: Iterable[str], columns: QuadrupleColumns, *, where: str) -> None:
@@ -111,7 +126,7 @@ def _check_names(names: Iterable[str], columns: QuadrupleColumns, *, where: str)
     check_columns(found, columns, where=where)
 
 
-def _json_rows(path: str, data: bytes) -> Iterator[Row]:
+def json_rows(path: str, data: bytes) -> Iterator[Row]:
     """Objects of a JSON list, or one object per line, whatever the file is called."""
     wanted = "wanted a list of objects, or one object per line"
     if data.lstrip()[:1] == b"[":
@@ -162,14 +177,14 @@ def _needed(columns: QuadrupleColumns) -> list[str]:
 def _dataset_rows(
     source: str, columns: QuadrupleColumns, inputs: list[QuadrupleInput]
 ) -> Iterator[Row]:
-    dataset = _load_dataset(source)
+    dataset = load_train_split(source)
     _check_names(dataset.column_names, columns, where=source)
     inputs.append(QuadrupleInput(source, str(dataset._fingerprint)))  # noqa: SLF001 - no public name
     wanted = [name for name in _needed(columns) if name in dataset.column_names]
     yield from dataset.select_columns(wanted)
 
 
-def _load_dataset(source: str) -> Any:  # noqa: ANN401 - datasets has no types
+def load_train_split(source: str) -> Any:  # noqa: ANN401 - datasets has no types
     """The `train` split of a saved folder or of a data set on the hub."""
     from datasets import load_dataset, load_from_disk  # noqa: PLC0415 - slow, and rarely needed
 

@@ -155,7 +155,7 @@ def check_quadruples(
     rows_in = 0
     for row in rows:
         rows_in += 1
-        instruction, reason = _text(row.get(columns.instruction_column), columns)
+        instruction, reason = check_text(row.get(columns.instruction_column), columns)
         if instruction is None:
             dropped[f"instruction_{reason or 'missing'}"] += 1
             continue
@@ -180,8 +180,8 @@ def check_quadruples(
     )
 
 
-def _text(value: object, columns: QuadrupleColumns) -> tuple[str | None, str]:
-    """The text, or None and the reason; a null is None without a reason."""
+def check_text(value: object, columns: QuadrupleColumns) -> tuple[str | None, str]:
+    """The text, or None and a reason: not_text, empty, too_large; of a null it is empty text."""
     if value is None:
         return None, ""
     if not isinstance(value, str):
@@ -202,7 +202,7 @@ def _responses(
     found: list[Response | None] = []
     reasons: list[str] = []
     for role, column in zip(ROLES, columns.response_columns, strict=True):
-        text, reason = _text(row.get(column), columns)
+        text, reason = check_text(row.get(column), columns)
         if text is not None:
             aspects = (columns.helpfulness_column, columns.correctness_column)
             judged = [_judge_score(row.get(name.replace("{role}", role))) for name in aspects]
