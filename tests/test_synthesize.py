@@ -305,11 +305,12 @@ def test_concurrency_is_bounded_and_requests_are_spread_over_the_minute(
     server.script = lambda _, __: Reply(wait_seconds=0.05)
     quads = write_jsonl(tmp_path / "q.jsonl", human_rows(9))
     assert run(server, quads, tmp_path / "a", "--concurrency", "3") == 0
-    assert server.most_at_once == 3
-    del server.times[:]
+    assert 1 < server.most_at_once <= 3
     server.script = lambda _, __: Reply()
+    started = time.monotonic()
     assert run(server, quads, tmp_path / "b", "--requests-per-minute", "1200") == 0
-    assert server.times[-1] - server.times[0] >= 8 * 0.05 * 0.9
+    # A busy machine only takes longer.
+    assert server.times[-1] - started >= 8 * 0.05
 
 
 def test_a_key_is_wanted_away_from_loopback_and_is_no_flag(
