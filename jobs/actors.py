@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from jobs import pipeline
 from scar_core import storage
 from scar_core.errors import InputError
+from scar_core.pool.filters import Filters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -205,13 +206,15 @@ def scored_units(
     precision: Literal["fp32", "bf16"],
     actors: ActorConfig,
     on_bad_file: Policy = "fail",
+    filters: Filters | None = None,
     load: Callable[..., TokenScorer] | None = None,
     name: str = "score",
 ) -> Dataset:
     """Read and tokenize on CPUs, score on actors: a row per unit, as it is finished.
 
     The dataset's rows are those that `score_stages.ScoreUnits` gives. `load` gives the scorer, if
-    not `score_stages.load_scorer`. Ray shows it as `name`.
+    not `score_stages.load_scorer`. `filters` leave rows out; none do where None. Ray shows it as
+    `name`.
     """
     from ray.data import ActorPoolStrategy  # noqa: PLC0415
 
@@ -236,6 +239,7 @@ def scored_units(
             "columns": columns,
             "max_tokens": max_tokens,
             "on_bad_file": on_bad_file,
+            "filters": filters or Filters(),
         },
         compute=None if on_gpu else few_tasks(),
         num_cpus=READER_CPUS if on_gpu else SLIVER_READER_CPUS,

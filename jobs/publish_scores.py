@@ -22,6 +22,7 @@ from scar_core.manifest import (
     read_manifest,
     write_pointer,
 )
+from scar_core.pool.filters import bad_rows
 from scar_core.pool.quarantine import (
     bad_file_entry,
     check_losses,
@@ -66,7 +67,7 @@ def publish_scores(
     check_losses(
         config,
         rows_in=plan.rows,
-        quarantined_rows=sum(counts["quarantined"].values()),
+        quarantined_rows=bad_rows(counts["quarantined"]),
         files_in=plan.files_in,
         bad_files=plan.bad_files,
     )
@@ -94,7 +95,7 @@ def publish_scores(
         quarantine=_write_quarantine(config, plan, sidecars, scores=scores, run=run),
         files=[sidecar_entry(sidecar) for sidecar in sidecars],
         files_below="../..",
-        key=asdict(plan.key),
+        key=plan.key.told,
         key_id=plan.key.id,
         set=set_id,
     )
@@ -110,6 +111,7 @@ def _portable(config: ScoreConfig, *, base: str) -> dict[str, Any]:
         **asdict(config),
         "pool": [storage.portable(path, base=base) for path in config.pool],
         "ranker": portable_ranker(config.ranker, base=base),
+        "benchmarks": [storage.portable(path, base=base) for path in config.benchmarks],
         "out": storage.portable(storage.absolute(config.out), base=base),
         "events": portable_events(config.events, base=base),
     }

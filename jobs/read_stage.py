@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs import pipeline
+from jobs.filtering import stored_benchmarks
 from scar_core.errors import PoolFileError
 from scar_core.pool.files import bad_file
 from scar_core.pool.rows import CheckedPairs, PairColumns, check_pairs
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scar_core.pool.files import BadFile, PoolFile
+    from scar_core.pool.filters import Filters
     from scar_core.pool.quarantine import Policy
 
 
@@ -61,6 +63,7 @@ def read_and_tokenize(
     columns: PairColumns,
     max_tokens: int,
     on_bad_file: Policy,
+    filters: Filters,
 ) -> Iterator[pa.Table]:
     """One table of one row per unit of the read task in a batch.
 
@@ -70,13 +73,15 @@ def read_and_tokenize(
     for task in pipeline.objects(batch):
         try:
             for unit, offsets, pairs in _read_pairs(task, columns):
-                yield _tokenized(unit, offsets, pairs, tokenizer)
+                yield _tokenized(unit, offsets, pairs, tokenizer, filters=filters)
         except PoolFileError as error:
             if on_bad_file == "fail":
                 raise
             bad = bad_file(task.file, error)
             nothing = CheckedPairs([], [], [], [], [])
-            yield _tokenized(task.units[0], np.empty(0, np.int32), nothing, tokenizer, bad=bad)
+            yield _tokenized(
+                task.units[0], np.empty(0, np.int32), nothing, tokenizer, filters=filters, bad=bad
+            )
 
 
 def _read_pairs(
@@ -101,11 +106,24 @@ def _tokenized(
     pairs: CheckedPairs,
     tokenizer: TextTokenizer,
     *,
+    filters: Filters,
     bad: BadFile | None = None,
 ) -> pa.Table:
-    """A unit as the one row that travels through Ray Data."""
+    """A unit as the one row that travels through Ray Data, less the rows that filters take."""
+    path = filters.benchmarks_path
+    pairs, told = filters.on_texts(pairs, None if path is None else stored_benchmarks(path))
     instructions = tokenizer.tokenize(pairs.instructions)
     responses = tokenizer.tokenize(pairs.responses)
+    before = pairs.kept_rows
+    pairs, told_too = filters.on_lengths(
+        pairs,
+        instruction_tokens_K=instructions.lengths_N + instructions.cut_N,
+        response_tokens_K=responses.lengths_N + responses.cut_N,
+    )
+    if len(pairs.kept_rows) < len(before):
+        left = np.flatnonzero(np.isin(before, pairs.kept_rows))
+        instructions, responses = instructions.take(left), responses.take(left)
+    messages = {**told, **told_too}
     return pa.table(
         {
             "unit": [asdict(unit)],
@@ -114,6 +132,9 @@ def _tokenized(
             "kept_rows": pa.array([pairs.kept_rows], pa.list_(pa.int32())),
             "hashes": pa.array([pairs.hashes], pa.list_(pa.binary())),
             "reasons": pa.array([pairs.reasons], pa.list_(pa.string())),
+            "messages": pa.array(
+                [[messages.get(row) for row in range(len(pairs.reasons))]], pa.list_(pa.string())
+            ),
             "instruction_ids": one_row(instructions.to_arrow()),
             "instruction_cut": one_row(pa.array(instructions.cut_N)),
             "response_ids": one_row(responses.to_arrow()),

@@ -20,6 +20,7 @@ from scar_core import storage
 from scar_core.errors import IncompleteError, RunError
 from scar_core.manifest import MANIFEST_NAME, new_run_id, read_manifest
 from scar_core.pool.files import BadFile
+from scar_core.pool.filters import FilterConfig
 from scar_core.pool.quarantine import QuarantineConfig
 from scar_core.pool.rows import PairColumns
 from scar_core.pool.units import UnitConfig
@@ -38,7 +39,7 @@ UNITS_PER_READ = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreInput(PairColumns, UnitConfig, ActorConfig, QuarantineConfig):
+class ScoreInput(PairColumns, UnitConfig, FilterConfig, ActorConfig, QuarantineConfig):
     """A pool, and how it is scored."""
 
     pool: list[str]
@@ -57,6 +58,7 @@ class ScoreInput(PairColumns, UnitConfig, ActorConfig, QuarantineConfig):
         """Refuse what cannot be run."""
         PairColumns.__post_init__(self)
         UnitConfig.__post_init__(self)
+        FilterConfig.__post_init__(self)
         ActorConfig.__post_init__(self)
         QuarantineConfig.__post_init__(self)
         if self.max_tokens < 8:  # noqa: PLR2004 - special tokens and a word
@@ -181,6 +183,7 @@ def _run(
         precision=plan.key.precision,
         actors=config,
         on_bad_file=config.on_bad_file,
+        filters=plan.made.filters,
         load=load,
     )
     written = pipeline.stage(

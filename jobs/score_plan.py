@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from jobs.events import tell
+from jobs.filtering import MadeFilters, make_filters
 from scar_core import storage
 from scar_core.pool.files import BadFile, PoolFile, open_pool, open_sound_files
+from scar_core.pool.filters import Filters
 from scar_core.pool.sidecars import ScoringKey, Sidecar, find_finished
 from scar_core.pool.units import Unit, plan_units
 from scar_core.store_checks import check_readable, check_writable
@@ -36,6 +38,8 @@ class Plan:
     key: ScoringKey
     finished: dict[str, Sidecar]
     """By unit id."""
+    made: MadeFilters = field(default_factory=lambda: MadeFilters(Filters(), None))
+    """Which rows are left out on purpose."""
 
     @property
     def missing(self) -> list[Unit]:
@@ -97,9 +101,11 @@ def make_plan(config: ScoreConfig) -> Plan:
     Raises:
         InputError: the pool, the ranker or the access to a store needs fixing.
     """
-    check_readable([*config.pool, config.ranker])
+    check_readable([*config.pool, config.ranker, *config.benchmarks])
     check_writable(storage.absolute(config.out))
-    return look_at(config, scores=config.out)
+    plan = look_at(config, scores=config.out)
+    plan.made.store()
+    return plan
 
 
 def look_at(config: ScoreInput, *, scores: str) -> Plan:
@@ -113,6 +119,7 @@ def look_at(config: ScoreInput, *, scores: str) -> Plan:
     ranker = check_ranker(config.ranker)
     files, bad_files = _open_files(config)
     units = plan_units(files, config)
+    made = make_filters(config, scores=storage.absolute(scores))
     key = ScoringKey(
         ranker=ranker_fingerprint(config.ranker),
         instruction_column=config.instruction_column,
@@ -120,9 +127,12 @@ def look_at(config: ScoreInput, *, scores: str) -> Plan:
         max_row_bytes=config.max_row_bytes,
         max_tokens=readable_tokens(config.max_tokens, ranker, where=config.ranker),
         precision=resolved_precision(config),
+        filters=made.filters.id,
     )
     finished = find_finished(storage.absolute(scores), units, key)
-    plan = Plan(files=files, bad_files=bad_files, units=units, key=key, finished=finished)
+    plan = Plan(
+        files=files, bad_files=bad_files, units=units, key=key, finished=finished, made=made
+    )
     logger.info(
         "pool: %s rows in %s files, %s units; %s units are scored already",
         f"{plan.rows:,}",

@@ -104,8 +104,9 @@ class ScoreUnits:
 def _with_faults(table: pa.Table, faults: dict[int, Fault], good_K: NDArray[np.int64]) -> pa.Table:
     """The columns of a unit that go on, and a column of what happened to rows at fault."""
     kept_K = _flat(table, "kept_rows").to_numpy()
-    hashes, reasons = (_flat(table, name).to_pylist() for name in ("hashes", "reasons"))
-    messages: list[str | None] = [None] * len(reasons)
+    hashes, reasons, messages = (
+        _flat(table, name).to_pylist() for name in ("hashes", "reasons", "messages")
+    )
     for position, fault in faults.items():
         row = int(kept_K[position])
         hashes[row], reasons[row], messages[row] = None, fault.reason, fault.message

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from scar_core import storage
+from scar_core.pool.filters import bad_rows
 from scar_core.pool.quarantine import check_losses, refuse_row
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Tally:
             RunError: more is quarantined than may be.
         """
         self.finished[sidecar.unit.id] = sidecar
-        bad = sum(sidecar.quarantined.values())
+        bad = bad_rows(sidecar.quarantined)
         if not bad or sidecar.unit.path in self.bad_files:
             return
         if self.config.on_bad_row == "fail":

@@ -136,7 +136,7 @@ def _read(
         for unit, table in zip(
             wanted, read_ranges(files[path], ranges, columns=names), strict=True
         ):
-            pairs = check_pairs(table, columns)
+            pairs, _ = plan.made.filters.on_texts(check_pairs(table, columns), plan.made.benchmarks)
             spent.reading += time.perf_counter() - started
             spent.rows += unit.rows
             yield unit, pairs

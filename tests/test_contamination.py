@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from scar_core.errors import InputError
-from scar_core.pool.contamination import BenchmarkIndex, texts_of
+from scar_core.pool.benchmark_files import benchmark_texts
+from scar_core.pool.contamination import BenchmarkIndex
 from scar_core.pool.language import check_languages, language_of
 
 if TYPE_CHECKING:
@@ -57,10 +61,44 @@ def test_an_index_is_read_as_it_was_written(tmp_path: Path) -> None:
         }
 
 
-def test_texts_are_found_however_deep_they_lie() -> None:
-    """Columns, lists, structs; numbers and nulls are none."""
-    table = pa.table({"a": ["x", None], "b": [1, 2], "c": [[{"d": "y", "e": ["z"]}], []]})
-    assert list(texts_of(table)) == ["x", "y", "z"]
+ROWS = [
+    {"question": LONG, "choices": ["x", {"deep": [SHORT]}], "answer": 4},
+    {"question": None, "choices": [], "answer": 5},
+]
+
+
+def test_texts_of_benchmark_files_are_found_however_deep_they_lie(tmp_path: Path) -> None:
+    """In every kind of file; names of fields, numbers and nulls are no texts."""
+    lines = "\n".join(map(json.dumps, ROWS))
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "c.json").write_text(json.dumps(ROWS))
+    (tmp_path / "d.txt").write_text(f"{LONG}\n\nx\n{SHORT}\n", "utf-8-sig")
+    plain = [{"question": LONG, "parts": ["x"], "more": {"deep": [SHORT]}}, {"question": None}]
+    pq.write_table(pa.Table.from_pylist(plain), tmp_path / "e.parquet")
+    for path in sorted(tmp_path.iterdir()):
+        assert list(benchmark_texts([str(path)])) == [LONG, "x", SHORT], path.name
+    assert len(list(benchmark_texts([str(tmp_path)]))) == 15
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("a.jsonl", b"{", "is not what its name says"),
+        ("a.jsonl.gz", b"\x1f\x8b cut", "is not what its name says"),
+        ("a.parquet", b"PAR1", "is not what its name says"),
+        ("a.txt", b"\xff\xfe", "is not what its name says"),
+        ("a.json", b"[1, 2]", "holds no text"),
+        ("a.csv", b"x", "no file there; wanted names ending in .parquet"),
+    ],
+)
+def test_a_benchmark_that_cannot_be_read_is_told(
+    tmp_path: Path, name: str, data: bytes, said: str
+) -> None:
+    """With the flag and the file; nothing is left out in silence."""
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=f"--benchmarks .*{said}"):
+        list(benchmark_texts([str(tmp_path)]))
 
 
 @pytest.mark.parametrize(

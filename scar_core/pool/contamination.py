@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from scar_core import storage
 from scar_core.pool.words import ngram_hashes, words_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -67,6 +68,14 @@ class BenchmarkIndex:
         """Different runs in all."""
         return sum(map(len, self.hashes.values()))
 
+    @cached_property
+    def id(self) -> str:
+        """Hex digits that stand for what is in it."""
+        digest = blake2b(digest_size=8)
+        for n, known in self.hashes.items():
+            digest.update(n.to_bytes(8, "little") + known.astype("<u8").tobytes())
+        return digest.hexdigest()
+
     def shared_run(self, *texts: str) -> str | None:
         """The first run that one of the texts shares with a benchmark, as words; None if none."""
         for text in texts:
@@ -102,20 +111,3 @@ class BenchmarkIndex:
             table = reader.read_all()
         words, hashes = table["words"].to_numpy(), table["hash"].to_numpy()
         return cls(hashes={int(n): hashes[words == n] for n in np.unique(words)})
-
-
-def texts_of(table: pa.Table) -> Iterator[str]:
-    """All texts of a table, however deep they lie."""
-    for row in table.to_pylist():
-        yield from _texts_in(row)
-
-
-def _texts_in(value: Any) -> Iterator[str]:  # noqa: ANN401 - whatever a column holds
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for held in value.values():
-            yield from _texts_in(held)
-    elif isinstance(value, list):
-        for held in value:
-            yield from _texts_in(held)

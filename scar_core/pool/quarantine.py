@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from scar_core import storage
 from scar_core.errors import InputError, RunError
+from scar_core.pool.filters import FILTERED
 from scar_core.pool.sidecars import MESSAGES
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ def check_losses(
 
 def refuse_row(scores: str, sidecar: Sidecar, columns: PairColumns) -> NoReturn:
     """Raise InputError for the first quarantined row of a unit."""
-    row = quarantined_rows(scores, sidecar, columns).slice(0, 1).to_pylist()[0]
+    rows = quarantined_rows(scores, sidecar, columns).to_pylist()
+    row = next(row for row in rows if not row["reason"].startswith(FILTERED))
     raise InputError(
         f"{row['path']} row {row['row']:,}: {row['message']} ({row['reason']}); wanted a row that "
         "can be scored. Mend it, or pass --on-bad-row quarantine. Finished units are kept."

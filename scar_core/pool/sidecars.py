@@ -44,11 +44,24 @@ class ScoringKey:
     precision: Literal["fp32", "bf16"]
     sidecar_version: int = 1
     """Raised when the same input would give another sidecar."""
+    filters: str = ""
+    """What stands for the filters; empty where none takes a row."""
 
     @property
     def id(self) -> str:
         """16 hex digits that stand for all of the above."""
-        return blake2b(json.dumps(asdict(self)).encode(), digest_size=8).hexdigest()
+        return blake2b(json.dumps(self.told).encode(), digest_size=8).hexdigest()
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The same for a sidecar and a manifest.
+
+        Filters that nobody asked for are not told: sidecars from before there were any stay valid.
+        """
+        told = asdict(self)
+        if not self.filters:
+            del told["filters"]
+        return told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +151,7 @@ def _normalized(table: pa.Table) -> pa.Table:
 
 def _identity(unit: Unit, key: ScoringKey) -> dict[bytes, bytes]:
     """What a sidecar says of itself. No path: copies of a file have one id, and share sidecars."""
-    return {b"scar_unit": unit.id.encode(), b"scar_key": json.dumps(asdict(key)).encode()}
+    return {b"scar_unit": unit.id.encode(), b"scar_key": json.dumps(key.told).encode()}
 
 
 def find_finished(scores: str, units: Iterable[Unit], key: ScoringKey) -> dict[str, Sidecar]:
