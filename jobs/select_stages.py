@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -77,6 +77,14 @@ class Marks(NamedTuple):
     first_byte: int
 
 
+class Near(NamedTuple):
+    """Where it says which rows of a unit are in clusters of near-duplicates."""
+
+    path: str
+    batch: int
+    """Number of the unit's batch there."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoredUnit:
     """A unit and where its scores are."""
@@ -92,6 +100,8 @@ class ScoredUnit:
     """Files with rows of it that were scored again in fp32."""
     marks: Marks | None = None
     """Its rows that are copies of better ones, where copies are left out."""
+    near: Near | None = None
+    """Its rows that are nearly the same as others, where they were looked for."""
     worth: Worth | None = None
     """What rows are ordered by; their scores where None."""
     cap: Cap | None = None
@@ -154,6 +164,7 @@ def _open(
         worth=scored.worth,
         numbers=numbers,
         place=(scored.unit.path, scored.unit.row_start),
+        near=None if scored.near is None else partial(_near_rows, *scored.near),
     )
     if scored.cap is not None:
         scored.cap.apply(columns)
@@ -191,6 +202,17 @@ def marked(scored: ScoredUnit) -> NDArray[np.bool_] | None:
     first, rows = scored.marks.first_byte, scored.unit.rows
     bits = np.frombuffer(_mark_file(scored.marks.path), np.uint8, -(-rows // 8), first)
     return np.unpackbits(bits, count=rows).view(np.bool_)
+
+
+def _near_rows(path: str, batch: int) -> pa.RecordBatch:
+    with pa.ipc.open_file(pa.BufferReader(_near_file(path))) as reader:
+        return reader.get_batch(batch)
+
+
+@lru_cache(maxsize=2)
+def _near_file(path: str) -> bytes:
+    """Read once for all units of a chunk; no two runs share a path."""
+    return storage.read_bytes(path)
 
 
 @lru_cache(maxsize=2)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.find_copies import mark
+from jobs.find_near import cluster_near
 from jobs.ordering import ordered
 from jobs.passes import Judged, judge
 from jobs.rescore import Rescorer, score_repeated, settle
@@ -60,9 +61,13 @@ class SelectOptions(WriteOptions):
     lower, the nearer to the plain order."""
     seed: int = 0
     """Of --sample-temperature: the same seed draws the same rows; at least 0."""
-    dedup: Literal["none", "exact"] = "none"
+    dedup: Literal["none", "exact", "near"] = "none"
     """exact: of rows with the same instruction and response only the best-scored one can be kept,
-    and shares count distinct rows."""
+    and shares count distinct rows. near: the same for rows that are nearly the same, as MinHash of
+    runs of five words finds them."""
+    near_jaccard: float = 0.8
+    """With --dedup near, the share of their five-word runs that two rows have in common, of all
+    that either has, from which they are most likely taken for the same; above 0, below 1."""
     source_column: str = "source"
     """Column by which the report breaks the selection down, where the pool has it."""
     score_column: str = "scar_score"
@@ -77,15 +82,19 @@ class SelectOptions(WriteOptions):
         self.order_rule()
         if self.max_per_cluster is not None and self.max_per_cluster < 1:
             raise ValueError(f"max_per_cluster must be at least 1, got {self.max_per_cluster}")
-        if self.dedup == "exact" and self.max_per_cluster not in (None, 1):
-            raise ValueError("--dedup exact keeps one row of a content; drop --max-per-cluster")
+        if self.dedup != "none" and self.max_per_cluster not in (None, 1):
+            raise ValueError(
+                f"--dedup {self.dedup} keeps one row of a content; drop --max-per-cluster"
+            )
+        if not 0 < self.near_jaccard < 1:
+            raise ValueError(f"near_jaccard must be above 0 and below 1, got {self.near_jaccard}")
         if self.file_megabytes < 1:
             raise ValueError(f"file_megabytes must be at least 1, got {self.file_megabytes}")
 
     @property
     def most_copies(self) -> int | None:
         """Rows of one content that can be kept; None: all."""
-        return 1 if self.dedup == "exact" else self.max_per_cluster
+        return 1 if self.dedup != "none" else self.max_per_cluster
 
     def band_rule(self) -> BandRule | None:
         """The cap of length bands; None where there is none."""
@@ -169,6 +178,14 @@ def settled(
     rough = scores.manifest["key"]["precision"] != "fp32"
     units, worth = ordered(scores.units, options.order_rule(), rough=rough)
     already = 0
+    if options.dedup == "near":
+        units = cluster_near(
+            units,
+            columns=scores.columns,
+            jaccard=options.near_jaccard,
+            scores=storage.locate(scores.manifest["files_below"], base=scores.folder),
+            folder=exchange,
+        )
     if options.most_copies is not None:
         if rough:
             units, already = score_repeated(rescorer, units, exchange)

@@ -300,7 +300,7 @@ def job(argv: Sequence[str]) -> None:
     )
     folder, manifest = open_run(config.run)
     config_of = manifest["config"].get
-    if config_of("dedup") == "exact" or config_of("max_per_cluster"):
+    if config_of("dedup") in ("exact", "near") or config_of("max_per_cluster"):
         check_writable(folder)
     with cli.connected():
         findings = verify(folder, manifest)

@@ -4,6 +4,11 @@ rows            what a pair must be to be scored, content hash, the sidecar's co
 layouts         the forms of rows that trainers know, and in which columns their parts are
 chats           rows as chats: every layout read as messages
 forms           chats as rows of another form, written whole or refused
+words           texts as words in a plain spelling, and runs of n of them as hashes
+language        the language of a text, by a library that brings its model along
+benchmark_files the texts of benchmark files
+contamination   rows that share a run of words with a benchmark
+filters         rows that are left out before they are scored, because somebody asked
 files           a pool's Parquet files, footers read, columns checked
 units           a pool → units: the grain of scoring, resuming and counting
 sample          rows drawn by chance from units, and intervals for what they say of all rows

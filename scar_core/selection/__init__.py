@@ -14,6 +14,7 @@ luck            soft sampling: an order by score and noise of each row's own
 combine         an order by a weighted sum of the score and other columns
 fronts          an order by Pareto fronts of two numbers
 policies        the orders that flags ask for, and which go together
+near            rows that are nearly the same: MinHash, banded, linked into clusters
 copies          rows whose content better rows have, found range by range
 picked          what a run selected, row by row; which of it is new by content
 extremes        the best and worst rows, and those around the cut

@@ -11,7 +11,7 @@ Array suffixes: N rows, B bands, E links.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.integrate import quad
@@ -67,6 +67,15 @@ def banding(jaccard: float) -> Banding:
     return min(ways, key=error)
 
 
+def method(jaccard: float) -> list[object]:
+    """All that a sketch depends on, beside its text; for names of what is kept.
+
+    Raises:
+        InputError: the library is not installed.
+    """
+    return [banding(jaccard), SHINGLE_WORDS, PERMUTATIONS, SEED, _minhash().ALGORITHM_VERSION]
+
+
 def shingles(text: str) -> list[str]:
     """Runs of five words; all words as one where there are fewer."""
     words = words_of(text)
@@ -80,15 +89,10 @@ def sketch(texts: Sequence[str], cut: Banding) -> NDArray[np.uint64]:
     Raises:
         InputError: the library is not installed.
     """
-    try:
-        from rensa import RMinHash  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise InputError(
-            "--dedup near needs rensa. Install it: pip install 'scar-curate[filters]'."
-        ) from error
+    minhash = _minhash()
     if not texts:
         return np.zeros((0, cut.bands), np.uint64)
-    matrix = RMinHash.digest_matrix_from_token_sets(
+    matrix = minhash.digest_matrix_from_token_sets(
         [shingles(text) for text in texts], num_perm=PERMUTATIONS, seed=SEED
     )
     digests_NP = np.array(matrix.to_rows(), np.uint64)
@@ -102,6 +106,16 @@ def sketch(texts: Sequence[str], cut: Banding) -> NDArray[np.uint64]:
             hashes_NB *= _FNV_PRIME
             hashes_NB ^= hashes_NB >> np.uint64(32)
     return hashes_NB
+
+
+def _minhash() -> Any:  # noqa: ANN401 - the library ships no types
+    try:
+        from rensa import RMinHash  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise InputError(
+            "--dedup near needs rensa. Install it: pip install 'scar-curate[filters]'."
+        ) from error
+    return RMinHash
 
 
 class Links(NamedTuple):

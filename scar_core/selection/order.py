@@ -47,6 +47,11 @@ NAN_REASON = "score_nan"
 INFINITE_REASON = "score_not_finite"
 """Why a row with an infinite score has no worth, where one is made of finite numbers."""
 
+NEAR_SCHEMA = pa.schema(
+    [pa.field("offset", pa.uint32()), pa.field("high", pa.uint64()), pa.field("low", pa.uint64())]
+)
+"""Rows of a unit that are in clusters: offset within it, and both halves of the cluster's id."""
+
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 Prefix = tuple[int, ...]
@@ -114,6 +119,7 @@ class SidecarColumns:
         worth: what rows are ordered by; their scores where None.
         numbers: by name, [N] float32 of other columns of the pool; NaN where not finite.
         place: path of the unit's file, relative to the pool, and its first row's number there.
+        near: gives NEAR_SCHEMA, the rows that are in clusters of near-duplicates; none where None.
 
     Raises:
         SchemaError: on first use of a column that does not hold what sidecars hold.
@@ -130,6 +136,7 @@ class SidecarColumns:
         worth: Worth | None = None,
         numbers: Mapping[str, NDArray[np.float32]] | None = None,
         place: tuple[str, int] = ("", 0),
+        near: Callable[[], pa.RecordBatch] | None = None,
     ) -> None:
         if not 0 <= ordinal < DIGIT_VALUES**ORDINAL_DIGITS:
             raise ValueError(f"{where}: ordinal must be in [0, 2**32), got {ordinal}")
@@ -140,6 +147,7 @@ class SidecarColumns:
         self.worth = worth
         self.numbers = numbers or {}
         self.place = place
+        self.near = near
         self._groups_N = groups_N
 
     @classmethod
@@ -266,8 +274,16 @@ class SidecarColumns:
 
     @property
     def clusters(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """[N] twice: the number of each row's duplicate cluster in two halves, its content hash."""
+        """[N] twice: two halves of what stands for each row's duplicates.
+
+        That of its near-duplicates, where they were looked for and it has any; else its content
+        hash.
+        """
         high_N, low_N = self.hashes.view(">u8").T.astype(np.uint64)
+        if self.near is not None:
+            offsets, *halves = self.near().columns
+            offsets_M = values_of(offsets, np.uint32)
+            high_N[offsets_M], low_N[offsets_M] = (values_of(half, np.uint64) for half in halves)
         return high_N, low_N
 
     @cached_property
