@@ -6,26 +6,30 @@ its group, and to look for a value of a column.
 
 from __future__ import annotations
 
+import json
 import re
-import secrets
 import sys
 from bisect import bisect_right
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
 
 from jobs import cli, pipeline
 from jobs.explain_stages import (
     Found,
     Standing,
+    kept_chunk,
     merge_found,
     merge_standings,
     seek_chunk,
     stand_chunk,
 )
 from jobs.explain_text import render, why
-from jobs.find_copies import mark, scratch
+from jobs.made_again import made_again, options_of
 from jobs.passes import chunks_of
 from jobs.scored_pool import Scores, known_scores, open_scores, reopened
 from jobs.select_stages import ScoredUnit, bounds, columns_of, labelled
@@ -35,7 +39,9 @@ from scar_core.errors import AccessError, InputError, StoreError
 from scar_core.manifest import to_json
 from scar_core.pool.quarantine import message_of
 from scar_core.pool.rows import HASH_BYTES
+from scar_core.pool.sidecars import MESSAGES
 from scar_core.pool.units import read_ranges
+from scar_core.selection.keep import KeepTokens, parse_keep
 from scar_core.selection.labels import check_label_column
 from scar_core.selection.precision import list_rescored
 from scar_core.selection.report import shorten
@@ -45,7 +51,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from jobs.before import Before
-    from scar_core.selection.order import Placed
+    from jobs.passes import Judged
+    from jobs.settled import SelectOptions
+    from scar_core.selection.order import Placed, SidecarColumns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,37 +85,96 @@ def explain(config: ExplainConfig, selection: Before) -> dict[str, Any]:
     Raises:
         InputError: there is no such row, or what the run was made from is gone.
     """
-    scores = _scores(config, selection)
+    options = options_of(selection.manifest)
+    scores = _scores(config, selection, options)
     scored, offset, rows = _find(config, scores)
-    (columns,) = columns_of([scored])
     path, row = scored.unit.path, scored.unit.row_start + offset
     chosen = SelectedRows(selection)
     told: dict[str, Any] = {
         "run": selection.folder.rpartition("/")[2],
-        "keep": selection.manifest["config"]["keep"],
+        "keep": options.keep,
         "path": path,
         "row": row,
         "rows_found": rows,
         "threshold": selection.manifest["threshold"],
         "selected_with": chosen.score_of(path, row),
     }
-    if columns.scored_N[offset]:
-        placed = columns.placed(offset)
-        told |= {"score": placed.score, "content_hash": placed.content_hash.hex()}
-        told |= _standing(config, selection, scores, placed, chosen)
-    else:
-        told |= _quarantine(scores, scored, offset)
+    with _ordered(selection, options, scores) as (units, judged):
+        (columns,) = columns_of([units[scored.ordinal]])
+        told |= _scored(columns, offset)
+        if (reason := columns.reason_of(offset)) is not None:
+            told["quarantine"] = _quarantine(scores, scored, offset, reason)
+        elif columns.copies_N is not None and columns.copies_N[offset]:
+            told |= {"dedup": options.dedup, "copy_of": _copied(scores, units, columns, offset)}
+        elif not columns.eligible_N[offset]:
+            told["beyond_cap"] = _band(judged, columns, offset)
+        else:
+            # By another order, neighbours are shown with what they are ordered by.
+            by = "score" if judged is None or judged.worth is None else "worth"
+            told |= {"ordered_by": by}
+            told |= _standing(config, scores, units, columns.placed(offset), chosen, by=by)
+        told |= _policy(judged, columns, offset)
     told |= _group(selection, scores, scored, offset)
     told |= _texts(scores, path, row)
     return told | {"status": _status(told), "why": why(told)}
 
 
-def _scores(config: ExplainConfig, selection: Before) -> Scores:
+@contextmanager
+def _ordered(
+    selection: Before, options: SelectOptions, scores: Scores
+) -> Iterator[tuple[Sequence[ScoredUnit], Judged | None]]:
+    """The units as the run ordered them, and left some of their rows out, for a block."""
+    rule, budget = options.order_rule(), isinstance(parse_keep(options.keep), KeepTokens)
+    ordered_or_capped = rule.columns or rule.temperature is not None or options.band_rule()
+    if not (ordered_or_capped or budget or options.most_copies is not None):
+        yield scores.units, None
+        return
+    if options.most_copies is not None:
+        check_writable(selection.folder)
+    # Groups decide nothing about an order, and their column is in the pool alone.
+    bare = replace(options, per=None, min_per_group=None, max_per_group=None)
+    with made_again(selection.folder, bare, scores) as made:
+        yield made
+
+
+def _scored(columns: SidecarColumns, offset: int) -> dict[str, Any]:
+    if not columns.scores[offset].is_valid:
+        return {"score": None}
+    content = bytes(columns.hashes[offset]).hex()
+    return {"score": float(columns.scores_N[offset]), "content_hash": content}
+
+
+def _band(judged: Judged | None, columns: SidecarColumns, offset: int) -> dict[str, Any]:
+    """The length band that was full before the row."""
+    assert judged is not None  # noqa: S101 - without a policy every scored row is eligible
+    assert judged.cap is not None  # noqa: S101 - nothing else limits rows
+    number = int(judged.cap.bands.number(columns)[offset])
+    bands: list[dict[str, Any]] = judged.policy["length_bands"]
+    return {"tokens": int(columns.tokens_N[offset]), **bands[number]}
+
+
+def _policy(judged: Judged | None, columns: SidecarColumns, offset: int) -> dict[str, Any]:
+    """What else the run went by: the worth of the row in its order, or a budget."""
+    told: dict[str, Any] = {}
+    if judged is None:
+        return told
+    if judged.worth is not None and columns.reason_of(offset) is None:
+        told["order"] = judged.policy["order"] | {"worth": float(columns.worth_N[offset])}
+    if judged.budget is not None:
+        told["budget"] = {
+            "tokens": judged.budget.tokens,
+            "row_tokens": int(columns.tokens_N[offset]),
+        }
+    return told
+
+
+def _scores(config: ExplainConfig, selection: Before, options: SelectOptions) -> Scores:
     """The scores that were selected from, with what was scored again."""
     made_from = selection.read_scores()
     place = selection.manifest["inputs"][0]["manifest"]
     folder = storage.locate(place, base=selection.folder).rpartition("/")[0]
-    scores = known_scores(folder) if config.column is None else open_scores(folder)
+    in_pool = config.column or options.order_rule().columns or options.dedup == "near"
+    scores = open_scores(folder) if in_pool else known_scores(folder)
     again = list_rescored(
         storage.locate(made_from["files_below"], base=folder), key_id=made_from["key_id"]
     )
@@ -162,22 +229,22 @@ def _at(scores: Scores, path: str, row: int) -> tuple[ScoredUnit, int]:
 
 
 def _standing(
-    config: ExplainConfig, selection: Before, scores: Scores, placed: Placed, chosen: SelectedRows
+    config: ExplainConfig,
+    scores: Scores,
+    units: Sequence[ScoredUnit],
+    placed: Placed,
+    chosen: SelectedRows,
+    *,
+    by: str,
 ) -> dict[str, Any]:
-    """Rank and neighbours; of a copy that was left out, where its content's best row is."""
-    without_copies = selection.manifest["config"].get("dedup") == "exact"
-    with _without_copies(selection, scores.units, marked=without_copies) as units:
-        if without_copies:
-            (columns,) = columns_of([units[placed.ordinal]])
-            if not columns.eligible_N[placed.offset]:
-                return _copied(scores, units, placed)
-        found: Standing = pipeline.fold(
-            stand_chunk,
-            chunks_of(units),
-            partial(merge_standings, neighbours=config.neighbours),
-            placed=placed,
-            neighbours=config.neighbours,
-        )
+    """Rank and neighbours among the rows that could be selected."""
+    found: Standing = pipeline.fold(
+        stand_chunk,
+        chunks_of(units),
+        partial(merge_standings, neighbours=config.neighbours),
+        placed=placed,
+        neighbours=config.neighbours,
+    )
     before = found.near.above[:-1]
     behind = found.near.below[: config.neighbours]
     ranked = [*enumerate(before, found.up_to - len(before)), *enumerate(behind, found.up_to + 1)]
@@ -186,39 +253,23 @@ def _standing(
         "eligible": found.eligible,
         "better_than_percent": 100 * (found.eligible - found.up_to) / found.eligible,
         "neighbours": [
-            {"rank": rank, **_place(scores, other), "score": other.score}
+            {"rank": rank, **_place(scores, other), "score": other.score, by: getattr(other, by)}
             | {"selected": chosen.score_of(*_place(scores, other).values()) is not None}
             for rank, other in ranked
         ],
     }
 
 
-@contextmanager
-def _without_copies(
-    selection: Before, units: list[ScoredUnit], *, marked: bool
-) -> Iterator[Sequence[ScoredUnit]]:
-    """The units, with marks at copies of better rows for the length of a block, if asked for."""
-    if not marked:
-        yield units
-        return
-    check_writable(selection.folder)
-    with scratch(selection.folder, name=f"scratch-{secrets.token_hex(4)}") as exchange:
-        yield mark(units, folder=exchange, which="copies")
-
-
-def _copied(scores: Scores, units: Sequence[ScoredUnit], placed: Placed) -> dict[str, Any]:
-    found: Found = pipeline.fold(
-        seek_chunk,
-        chunks_of([replace(one, marks=None) for one in units]),
-        merge_found,
-        wanted=placed.content_hash.hex(),
-        column=None,
+def _copied(
+    scores: Scores, units: Sequence[ScoredUnit], columns: SidecarColumns, offset: int
+) -> dict[str, Any]:
+    """The best row of the cluster that a row which was left out is in; empty if it is not found."""
+    high_N, low_N = columns.clusters
+    cluster = (int(high_N[offset]), int(low_N[offset]))
+    kept: list[Placed] = pipeline.fold(
+        kept_chunk, chunks_of(units), lambda parts: sorted(chain(*parts))[:1], cluster=cluster
     )
-    for ordinal, offset in found.places:
-        (columns,) = columns_of([units[ordinal]])
-        if columns.eligible_N[offset]:
-            return {"copy_of": _place(scores, columns.placed(offset))}
-    return {"copy_of": {}}
+    return _place(scores, kept[0]) if kept else {}
 
 
 def _place(scores: Scores, placed: Placed) -> dict[str, Any]:
@@ -226,14 +277,17 @@ def _place(scores: Scores, placed: Placed) -> dict[str, Any]:
     return {"path": unit.path, "row": unit.row_start + placed.offset}
 
 
-def _quarantine(scores: Scores, scored: ScoredUnit, offset: int) -> dict[str, Any]:
-    (columns,) = columns_of([scored])
-    reason = columns.read("reason")[offset].as_py() or "score_nan"
-    try:
-        message = message_of(reason, scores.columns)
-    except (KeyError, ValueError):  # what a sidecar's reason says by itself
-        message = reason.replace("_", " ")
-    return {"score": None, "quarantine": {"reason": reason, "message": message}}
+def _quarantine(scores: Scores, scored: ScoredUnit, offset: int, reason: str) -> dict[str, Any]:
+    """The reason, and what the sidecar says of it."""
+    with storage.open_input(scored.sidecar) as file, pq.ParquetFile(file) as parquet:
+        told = json.loads((parquet.schema_arrow.metadata or {}).get(MESSAGES, b"{}"))
+    message = told.get(str(scored.unit.row_start + offset))
+    if message is None:
+        try:
+            message = message_of(reason, scores.columns)
+        except (KeyError, ValueError):  # what a reason says by itself
+            message = reason.replace("_", " ")
+    return {"reason": reason, "message": message}
 
 
 def _group(selection: Before, scores: Scores, scored: ScoredUnit, offset: int) -> dict[str, Any]:
@@ -264,7 +318,7 @@ def _texts(scores: Scores, path: str, row: int) -> dict[str, Any]:
 def _status(told: dict[str, Any]) -> str:
     if told["selected_with"] is not None:
         return "selected"
-    return "quarantined" if told["score"] is None else "not_selected"
+    return "quarantined" if "quarantine" in told else "not_selected"
 
 
 def job(argv: Sequence[str]) -> None:

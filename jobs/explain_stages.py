@@ -1,6 +1,7 @@
 """What runs on the workers of an explanation.
 
 stand_chunk  sidecars                →  rows before one in selection order, those next to it, copies
+kept_chunk   sidecars                →  the best row of a cluster
 seek_chunk   sidecars, or a column   →  the rows that have a content hash, or a value
 """
 
@@ -69,6 +70,17 @@ def merge_standings(parts: Iterable[Standing], *, neighbours: int) -> Standing:
             near=merge_extremes([total.near, part.near], n=neighbours + 1),
         )
     return total
+
+
+def kept_chunk(chunk: Sequence[ScoredUnit], *, cluster: tuple[int, int]) -> list[Placed]:
+    """The best row of a cluster among the eligible ones of some units; none or one."""
+    found = []
+    for columns in columns_of(chunk):
+        high_N, low_N = columns.clusters
+        mask_N = (high_N == np.uint64(cluster[0])) & (low_N == np.uint64(cluster[1]))
+        rows_M = np.flatnonzero(mask_N & columns.eligible_N)
+        found += [columns.placed(int(row)) for row in rows_M]
+    return sorted(found)[:1]
 
 
 @dataclass(frozen=True, kw_only=True)

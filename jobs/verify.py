@@ -7,9 +7,7 @@ selection is made again from them, which must lead to the same rows and threshol
 from __future__ import annotations
 
 import logging
-import secrets
 import sys
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import chain
@@ -18,13 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs import cli, pipeline
-from jobs.actors import ActorConfig
-from jobs.find_copies import scratch
-from jobs.rescore import Rescorer
+from jobs.made_again import MissingError, made_again, options_of
 from jobs.scored_pool import columns_of_key, open_pool_files, open_scores
 from jobs.select_rows import PICKED_ROWS
 from jobs.select_stages import consecutive
-from jobs.settled import SelectOptions, settled
 from jobs.verify_stages import Listed, Seen, check_chunk, differ_chunk, merge_seen
 from scar_core import storage
 from scar_core.errors import IncompleteError, InputError, RunError
@@ -38,7 +33,6 @@ from scar_core.store_checks import check_readable, check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from contextlib import AbstractContextManager
 
     from jobs.passes import Judged
 
@@ -191,24 +185,9 @@ def _check_selection(folder: str, manifest: dict[str, Any], findings: Findings) 
 def _select_again(
     folder: str, manifest: dict[str, Any], scores_folder: str, findings: Findings
 ) -> None:
-    given = manifest["config"]  # an older version's lacks what it had no flag for
-    names = [name for name in SelectOptions.__dataclass_fields__ if name in given]
-    options = SelectOptions(**{name: given[name] for name in names})
-    scores = open_scores(scores_folder)
-    rescorer = Done(
-        scores=storage.locate(scores.manifest["files_below"], base=scores_folder),
-        key_id=scores.manifest["key_id"],
-        ranker="",
-        columns=scores.columns,
-        max_tokens=scores.manifest["key"]["max_tokens"],
-        actors=ActorConfig(),
-    )
-    passing_on: AbstractContextManager[str] = nullcontext(folder)
-    if options.most_copies is not None:  # two verifications at once have a folder each
-        passing_on = scratch(folder, name=f"scratch-{secrets.token_hex(4)}")
+    options, scores = options_of(manifest), open_scores(scores_folder)
     try:
-        with passing_on as exchange:
-            units, judged, _ = settled(scores, options, rescorer, exchange=exchange)
+        with made_again(folder, options, scores) as (units, judged):
             differing: int = pipeline.fold(
                 differ_chunk,
                 list(consecutive(units, rows=PICKED_ROWS)),
@@ -272,35 +251,13 @@ def _other_policy(folder: str, policy: dict[str, Any], judged: Judged) -> Iterat
         yield f"{where} {order.get('terms')} are added up, the manifest says {asked.get('terms')}."
 
 
-class MissingError(RunError):
-    """A score that decided a selection is not there any more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Done(Rescorer):
-    """Rows that were scored again in fp32, and no others: a verification scores nothing."""
-
-    def score_again(self, units: Sequence[Any], rows: dict[int, Any]) -> int:
-        """Refuse.
-
-        Raises:
-            MissingError: always.
-        """
-        missing = sum(map(len, rows.values()))
-        raise MissingError(
-            f"{self.scores}: {missing:,} rows near the threshold have no fp32 score, of "
-            f"{len(units):,} units. Select again: it scores them."
-        )
-
-
 def job(argv: Sequence[str]) -> None:
     """Parse, look, and say what was found."""
     config = cli.parse(
         VerifyConfig, argv, prog="jobs.verify", description=__doc__ or "", positional=("run",)
     )
     folder, manifest = open_run(config.run)
-    config_of = manifest["config"].get
-    if config_of("dedup") in ("exact", "near") or config_of("max_per_cluster"):
+    if manifest["kind"] == "selection" and options_of(manifest).most_copies is not None:
         check_writable(folder)
     with cli.connected():
         findings = verify(folder, manifest)

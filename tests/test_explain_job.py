@@ -14,8 +14,8 @@ from jobs.scored_pool import known_scores
 from scar_core import storage
 from scar_core.selection.order import Placed
 from tests.in_process import publish_drawn, run_here
-from tests.jobs_harness import write_pool
-from tests.test_select_job import exact_scores, select
+from tests.jobs_harness import rows_of, write_pool
+from tests.test_select_job import exact_scores, select, tokens_of
 from tests.tiny import tiny_ranker_dir
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
         out=str(folder / "scores"),
         unit_rows=32,
     )
-    publish_drawn(config, exact_scores)
+    publish_drawn(config, exact_scores, tokens=tokens_of)
     return folder / "scores"
 
 
@@ -132,6 +132,45 @@ def test_groups_and_copies(
     entry = next(one for one in manifest["groups"] if one["group"] == kept["group"]["group"])
     assert kept["group"] == {"column": "source", **entry}
     assert f"of its group '{entry['group']}'" in kept["why"]
+    assert not list(run.glob("scratch*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "left_out"),
+    [
+        ("--keep 40 --sample-temperature 0.5 --seed 3", "worth"),
+        ("--keep 40 --combine score:1+id:-0.5", "worth"),
+        ("--keep 40 --pareto score id", "worth"),
+        ("--keep 2k-tokens", "fill the budget"),
+        ("--keep 8% --length-bands 40,60 --max-per-length-band 9", "Its length band"),
+        ("--keep 60% --max-per-cluster 1 --sample-temperature 0.5", "worth"),
+        ("--keep 100% --dedup near --near-jaccard 0.5", "is nearly the same"),
+    ],
+)
+def test_what_is_told_of_rows_is_what_their_policy_did(
+    scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: str, left_out: str
+) -> None:
+    """Rows in rank are kept up to some rank; who has none is told why; nothing stays behind."""
+    run = select(scores, tmp_path / "run", *flags.split())
+    manifest = json.loads((run / "manifest.json").read_bytes())
+    some = [divmod(row["id"], 1000) for row in rows_of(run)[:30:10]]
+    places = [*some, *((n % 3, 13 * n % 100) for n in range(8)), (0, 19), (0, 20)]
+    rows = [told(capsys, run, f"part-{part}.parquet:{row}") for part, row in places]
+    kept = [row for row in rows if row["status"] == "selected"]
+    others = [row for row in rows if row["status"] == "not_selected"]
+    assert kept
+    assert any(left_out in row["why"] for row in others)
+    selected = manifest["counts"]["selected"]
+    assert all(row["rank"] <= selected for row in kept)
+    assert all(row["rank"] > selected for row in others if "rank" in row)
+    for row in kept:
+        by = row["ordered_by"]
+        before = [one[by] for one in row["neighbours"] if one["rank"] < row["rank"]]
+        own = row["score"] if by == "score" else row["order"]["worth"]
+        assert all(worth >= own for worth in before)
+    for row in others:
+        if (better := row.get("copy_of")) is not None:
+            assert "copy_of" not in told(capsys, run, f"{better['path']}:{better['row']}")
     assert not list(run.glob("scratch*"))
 
 

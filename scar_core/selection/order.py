@@ -91,7 +91,12 @@ class Placed(NamedTuple):
     @property
     def score(self) -> float:
         """Its score; 0.0 for both zeros."""
-        return score_of(self.score_key) if self.own_score is None else self.own_score
+        return self.worth if self.own_score is None else self.own_score
+
+    @property
+    def worth(self) -> float:
+        """What it is ordered by; 0.0 for both zeros."""
+        return score_of(self.score_key)
 
 
 class Worth(Protocol):
@@ -326,6 +331,14 @@ class SidecarColumns:
                 break
             rows_M = rows_M[self.digit(position, rows_M) == prefix[position]]
         return rows_M
+
+    def reason_of(self, offset: int) -> str | None:
+        """Why a row cannot be selected by its score or worth; None where it can."""
+        if self.scored_N[offset]:
+            return None
+        if not _valid(self.scores)[offset]:
+            return str(self._column("reason")[offset])
+        return next(reason for reason, none_N in self._lacks() if none_N[offset])
 
     def in_order(self, rows_M: NDArray[np.intp]) -> NDArray[np.intp]:
         """[M] the same eligible rows in selection order; reads hashes."""
