@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from scar_core.training.batches import (
     share,
     tokenize_quadruples,
 )
+from scar_core.training.batching import ENCODE, use_batching
 from scar_core.training.epochs import Progress, Sides, Trained, count_steps, train
 from scar_core.training.losses import GateConfig, LossConfig
 from scar_core.training.quadruples import DIRECT, HUMAN, PAIR_KINDS, REFERENCED, Quadruple, Response
@@ -183,6 +184,73 @@ def test_an_instruction_is_encoded_once_for_all_its_responses() -> None:
     assert sum(encoded) == 4 + 4 + 1
 
 
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "modernbert"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_texts_end_to_end_have_the_loss_and_the_gradients_of_padded_ones(
+    model_type: str, *, recompute: bool
+) -> None:
+    """Another order of additions, so rounding: within 1e-5 of the loss and of each gradient."""
+    gradients, losses = [], []
+    ways: tuple[Literal["padded", "auto"], ...] = ("padded", "auto")
+    for wanted in ways:
+        ranker, tokenizer = tiny_ranker(model_type)
+        batching = use_batching(ranker, wanted)
+        assert batching == {"auto": "packed"}.get(wanted, wanted)
+        module = QuadrupleLoss(
+            ranker, LossConfig(), encode=ENCODE[batching], recompute=recompute and wanted == "auto"
+        )
+        batch = make_batch(tokenized(quadruples(), tokenizer), np.arange(12), batching=batching)
+        loss = module(batch).total
+        torch.autograd.backward(loss)
+        losses.append(loss.item())
+        gradients.append({name: value.grad for name, value in ranker.named_parameters()})
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[0] > 0.5
+    for name, wanted_grad in gradients[0].items():
+        assert wanted_grad is not None, name
+        scale = max(1.0, float(wanted_grad.abs().max()))
+        torch.testing.assert_close(gradients[1][name], wanted_grad, atol=1e-5 * scale, rtol=0)
+
+
+def test_an_encoder_off_the_registry_is_trained_padded(caplog: pytest.LogCaptureFixture) -> None:
+    """MPNet computes its own biased attention: the log says so, the ranker is as it was."""
+    ranker, tokenizer = tiny_ranker("mpnet")
+    training = trainer(ranker_of=(ranker, tokenizer))
+    assert training.batching == "padded"
+    assert "texts are padded in training, because" in caplog.text
+    plain, _ = tiny_ranker("mpnet")
+    batch = make_batch(tokenized(quadruples(), tokenizer), np.arange(12))
+    wanted = QuadrupleLoss(plain, LossConfig())(batch).total.item()
+    assert training.step(np.arange(12)) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_recomputed_activations_train_the_same_ranker_also_with_dropout() -> None:
+    """The random numbers of a dropout are drawn again."""
+    plain, again = (
+        run(
+            config=TrainingConfig(
+                epochs=1, batch_size=4, learning_rate=1e-3, dropout=True, gradient_checkpointing=on
+            )
+        )[1].losses
+        for on in (False, True)
+    )
+    assert plain == pytest.approx(again, abs=1e-6)
+
+
+def test_attention_drops_out_in_training_alone() -> None:
+    """A dropout of the attention's own is not lost where texts lie end to end."""
+    ranker, tokenizer = tiny_ranker(attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.0)
+    assert use_batching(ranker, "auto") == "packed"
+    batch = make_batch(tokenized(quadruples(), tokenizer), np.arange(12), batching="packed")
+
+    def scores() -> torch.Tensor:
+        return judge_quadruples(ranker, batch, encode=ENCODE["packed"]).score_BR
+
+    assert torch.equal(scores(), scores())
+    ranker.train()
+    assert not torch.allclose(scores(), scores(), atol=1e-3)
+
+
 def test_micro_batches_change_the_memory_and_nothing_else() -> None:
     """One quadruple at a time, or all at once: the same losses and the same ranker."""
     small, large = (
@@ -290,9 +358,13 @@ def test_dropout_is_off_unless_asked_for() -> None:
     assert plain[0] == pytest.approx(dropped[1].losses[0], rel=0.3)
 
 
-def trainer(**config: Any) -> Trainer:  # noqa: ANN401 - any field
+def trainer(
+    *,
+    ranker_of: tuple[Ranker, Any] | None = None,
+    **config: Any,  # noqa: ANN401 - any field
+) -> Trainer:
     """A trainer on all twelve rows."""
-    ranker, tokenizer = tiny_ranker()
+    ranker, tokenizer = ranker_of or tiny_ranker()
     return Trainer(
         ranker,
         tokenized(quadruples(), tokenizer),

@@ -6,6 +6,7 @@ Shape suffixes: N texts, T tokens of all texts end to end, L tokens of one, H he
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ def attend_within_texts(
     layout: Layout | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    dropout: float = 0.0,
     **unsupported: Any,  # noqa: ANN401  - whatever a model adds
 ) -> tuple[Tensor, None]:
     """Attention of [1, H, T, E] to [1, T, H, E], each text to itself.
@@ -73,8 +75,12 @@ def attend_within_texts(
     # [1, H, T, E] → [T, H, E], a view
     q_THE, k_THE, v_THE = (x.transpose(1, 2).squeeze(0) for x in (query, key, value))
     half_on_gpu = q_THE.is_cuda and q_THE.dtype != torch.float32
-    attend = attend_varlen if half_on_gpu else attend_runs
-    out_THE = attend(q_THE, k_THE, v_THE, layout, scaling=scaling, window=sliding_window)
+    if half_on_gpu and not dropout:  # varlen_attn has none
+        out_THE = attend_varlen(q_THE, k_THE, v_THE, layout, scaling=scaling, window=sliding_window)
+    else:
+        out_THE = attend_runs(
+            q_THE, k_THE, v_THE, layout, scaling=scaling, window=sliding_window, dropout=dropout
+        )
     return out_THE.unsqueeze(0), None
 
 
@@ -115,20 +121,28 @@ def attend_runs(
     *,
     scaling: float | None,
     window: int | None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """One call per run of equally long texts, which are a batch without padding."""
     heads, width = q_THE.shape[1:]
-    attend = attend_in_bf16 if _bf16_without_amx(q_THE) else scaled_dot_product_attention
+    attend: Any = attend_in_bf16 if _bf16_without_amx(q_THE) else scaled_dot_product_attention
+    if dropout:  # in training only
+        attend = partial(scaled_dot_product_attention, dropout_p=dropout)
+    learning = torch.is_grad_enabled() and q_THE.requires_grad
     out_THE = torch.empty_like(q_THE, memory_format=torch.contiguous_format)
-    start = 0
-    for texts, tokens in layout.runs:
-        end = start + texts * tokens
+    # Split, and put together when learning: the gradient of a slice is as long as the whole.
+    sizes = [texts * tokens for texts, tokens in layout.runs]
+    pieces = zip(*(torch.split(x, sizes) for x in (q_THE, k_THE, v_THE, out_THE)), strict=True)
+    outs = []
+    for (*qkv, room), (texts, tokens) in zip(pieces, layout.runs, strict=True):
         shape = (texts, tokens, heads, width)
-        q, k, v = (x[start:end].view(shape).transpose(1, 2) for x in (q_THE, k_THE, v_THE))
+        q, k, v = (x.view(shape).transpose(1, 2) for x in qkv)
         out = attend(q, k, v, attn_mask=band(tokens, window, q.device), scale=scaling)
-        out_THE[start:end].view(shape).copy_(out.transpose(1, 2))
-        start = end
-    return out_THE
+        if learning:
+            outs.append(out.transpose(1, 2).reshape(room.shape))
+        else:
+            room.view(shape).copy_(out.transpose(1, 2))
+    return torch.cat(outs) if learning else out_THE
 
 
 def _bf16_without_amx(x: Tensor) -> bool:

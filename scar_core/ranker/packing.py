@@ -120,6 +120,10 @@ def _maxima(hidden_TD: Tensor, layout: Layout) -> Tensor:
         return torch.segment_reduce(hidden_TD, "max", lengths=lengths_N, unsafe=True)
     # CPU: one amax per run is 15 times as fast as segment_reduce
     D = hidden_TD.shape[1]
+    if hidden_TD.requires_grad:
+        sizes = [texts * tokens for texts, tokens in layout.runs]
+        parts = zip(torch.split(hidden_TD, sizes), layout.runs, strict=True)
+        return torch.cat([part.view(*run, D).amax(1) for part, run in parts])
     form_ND = hidden_TD.new_empty((len(layout.offsets_N1) - 1, D))
     text = start = 0
     for texts, tokens in layout.runs:

@@ -117,6 +117,7 @@ def train(
         if best is None or accuracy is None or accuracy > (best.validation_accuracy or 0):
             weights = _copy_weights(ranker) if accelerator.is_main_process else None
             best = Best(epoch, accuracy, weights, score_QR)
+    trainer.close()
     return Trained(best, epochs, trainer.losses, trainer.gradient_norms)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from torch import nn
 
 from scar_core.errors import NonFiniteError
 from scar_core.ranker.model import TextFeatures
+from scar_core.ranker.packing import encode_padded
 from scar_core.training.batches import make_batch, micro_batches, share
+from scar_core.training.batching import ENCODE, encode_groups, use_batching
 from scar_core.training.losses import (
     JudgedQuadruples,
     LossConfig,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scar_core.ranker.model import Ranker
+    from scar_core.ranker.packing import Encode
     from scar_core.training.batches import QuadrupleBatch, TokenizedQuadruples
 
 
@@ -61,6 +64,12 @@ class TrainingConfig:
     micro_batch_tokens: int = 8192
     """Tokens whose activations are in memory at once, per worker, at least 1; no result depends
     on it."""
+    batching: Literal["auto", "padded"] = "auto"
+    """auto encodes texts end to end without padding, and padded where a probe finds that wrong for
+    the encoder; no result depends on it, beyond rounding."""
+    gradient_checkpointing: bool = False
+    """Compute activations again for the backward pass: less memory, a third more work, the same
+    result."""
 
     def __post_init__(self) -> None:
         """Refuse what no training can follow."""
@@ -79,22 +88,35 @@ class TrainingConfig:
 class QuadrupleLoss(nn.Module):
     """The loss of a batch as a module, since what DDP wraps synchronises by its forward."""
 
-    def __init__(self, ranker: Ranker, config: LossConfig) -> None:
+    def __init__(
+        self,
+        ranker: Ranker,
+        config: LossConfig,
+        *,
+        encode: Encode = encode_padded,
+        recompute: bool = False,
+    ) -> None:
         super().__init__()
         self.ranker = ranker
         self.config = config
+        self.encode = encode
+        self.recompute = recompute
 
     def forward(self, batch: QuadrupleBatch) -> LossParts:
         """Encode each text once, judge each response from its instruction, compare."""
-        judged = judge_quadruples(self.ranker, batch)
+        judged = judge_quadruples(self.ranker, batch, encode=self.encode, recompute=self.recompute)
         return quadruple_loss(judged, batch.kept_BK, self.config, counts_C=batch.counts_C)
 
 
-def judge_quadruples(ranker: Ranker, batch: QuadrupleBatch) -> JudgedQuadruples:
+def judge_quadruples(
+    ranker: Ranker,
+    batch: QuadrupleBatch,
+    *,
+    encode: Encode = encode_padded,
+    recompute: bool = False,
+) -> JudgedQuadruples:
     """Scores and features of all responses of a batch; zeros where one is missing."""
-    encoded = [ranker.encode(ids, mask) for ids, mask in batch.padded]
-    pooled_UD = torch.cat([text.pooled_BD for text in encoded])
-    form_UD = torch.cat([text.form_BD for text in encoded])
+    pooled_UD, form_UD = encode_groups(ranker, batch.groups, encode, recompute=recompute)
     response_BR = batch.text_BS[:, 1:]
     row_N, role_N = (response_BR >= 0).nonzero(as_tuple=True)
     text_N = response_BR[row_N, role_N]
@@ -147,7 +169,14 @@ class Trainer:
         self.parameters = [value for value in ranker.parameters() if value.requires_grad]
         optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate)
         self.schedule = linear_schedule(optimizer, steps=steps, warmup_share=config.warmup_share)
-        self.model, self.optimizer = accelerator.prepare(QuadrupleLoss(ranker, loss), optimizer)
+        encoder: Any = ranker.encoder
+        self._stock_attention = encoder.config._attn_implementation  # noqa: SLF001 - no public name
+        self.batching = use_batching(ranker, config.batching)
+        self.encode = ENCODE[self.batching]
+        module = QuadrupleLoss(
+            ranker, loss, encode=self.encode, recompute=config.gradient_checkpointing
+        )
+        self.model, self.optimizer = accelerator.prepare(module, optimizer)
         self.losses: list[float] = []
         self.gradient_norms: list[float] = []
         self._tokens_Q = data.tokens_Q
@@ -175,6 +204,12 @@ class Trainer:
         self.gradient_norms.append(norm)
         return loss
 
+    def close(self) -> None:
+        """Give the encoder its own attention back, with which it can be called by anybody."""
+        if self.batching == "packed":
+            encoder: Any = self.ranker.encoder
+            encoder.set_attn_implementation(self._stock_attention)
+
     def _accumulate(self, rows_B: NDArray[np.int64]) -> float:
         """Add up the gradients of this worker's share; the loss of the whole batch."""
         workers = self.accelerator.num_processes
@@ -191,14 +226,28 @@ class Trainer:
         )
         total = torch.zeros((), device=self.accelerator.device)
         for number, rows in enumerate(parts, start=1):
-            batch = make_batch(self.data, rows, counts_C=counts_C, idle=idle)
+            batch = self._batch(rows, counts_C=counts_C, idle=idle)
             last = number == len(parts)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.model(batch.to(self.accelerator.device)).total
+                loss = self.model(batch).total
                 # DDP averages gradients over workers, but the shares' losses are to be added.
                 self.accelerator.backward(loss * workers)
             total += loss.detach()
         return float(self.accelerator.reduce(total, reduction="sum"))
+
+    def _batch(
+        self, rows: NDArray[np.int64], *, counts_C: Tensor | None = None, idle: bool = False
+    ) -> QuadrupleBatch:
+        device = self.accelerator.device
+        batch = make_batch(
+            self.data,
+            rows,
+            counts_C=counts_C,
+            idle=idle,
+            batching=self.batching,
+            device=device.type,
+        )
+        return batch.to(device)
 
     @torch.no_grad()
     def score(self, rows_Q: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -210,8 +259,8 @@ class Trainer:
         mine = share(rows_Q, self._tokens_Q, rank=rank, workers=workers)
         budget = self.config.micro_batch_tokens
         for rows in micro_batches(mine, self._tokens_Q, token_budget=budget):
-            batch = make_batch(self.data, rows).to(self.accelerator.device)
-            score_QR[torch.from_numpy(rows)] = judge_quadruples(self.ranker, batch).score_BR.float()
+            judged = judge_quadruples(self.ranker, self._batch(rows), encode=self.encode)
+            score_QR[torch.from_numpy(rows)] = judged.score_BR.float()
         summed: NDArray[np.float32] = (
             self.accelerator.reduce(score_QR, reduction="sum").cpu().numpy()
         )
