@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,  # noqa: F401 - jsonargparse looks for the types of inherited fields here
+)
 
 import numpy as np
 
