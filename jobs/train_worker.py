@@ -48,7 +48,11 @@ def train_worker(config: dict[str, WorkerTask]) -> Trained | NonFiniteError:
     torch.set_num_threads(task.threads)
     # An encoder's buffers are constants; to send them around at every step is a waste.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp])
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="bf16" if task.training.precision == "bf16" else "no",
+        kwargs_handlers=[ddp],
+    )
 
     def tell(progress: Progress) -> None:
         task.told.put(progress)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -251,6 +252,36 @@ def test_attention_drops_out_in_training_alone() -> None:
     assert not torch.allclose(scores(), scores(), atol=1e-3)
 
 
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps the first precision of a process for all that come after."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_bf16_multiplies_alone() -> None:
+    """Weights and scores stay in fp32; losses are those of fp32, but for bfloat16's rounding."""
+    plain = run(config=TrainingConfig(epochs=1, batch_size=4))[1].losses
+    AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001
+    ranker, tokenizer = tiny_ranker()
+    half = trainer(
+        ranker_of=(ranker, tokenizer),
+        mixed_precision="bf16",
+        precision="bf16",
+    )
+    assert half.batching == "packed"
+    batches = epoch_batches(np.arange(8), batch_size=4, seed=0, epoch=1)
+    losses = [half.step(rows) for rows in batches]
+    assert losses[0] == pytest.approx(plain[0], abs=2e-2)
+    assert losses[0] != plain[0]
+    assert {value.dtype for value in ranker.state_dict().values()} <= {torch.float32, torch.int64}
+    wanted = judge_quadruples(ranker, half._batch(np.arange(8)), encode=ENCODE["packed"])  # noqa: SLF001
+    score_QR = np.nan_to_num(half.score(np.arange(8))[:8])  # not a number where nothing is
+    np.testing.assert_allclose(score_QR, wanted.score_BR.detach().numpy(), atol=1e-6)
+
+
 def test_micro_batches_change_the_memory_and_nothing_else() -> None:
     """One quadruple at a time, or all at once: the same losses and the same ranker."""
     small, large = (
@@ -361,6 +392,7 @@ def test_dropout_is_off_unless_asked_for() -> None:
 def trainer(
     *,
     ranker_of: tuple[Ranker, Any] | None = None,
+    mixed_precision: str = "no",
     **config: Any,  # noqa: ANN401 - any field
 ) -> Trainer:
     """A trainer on all twelve rows."""
@@ -371,7 +403,7 @@ def trainer(
         steps=10,
         config=TrainingConfig(**config),
         loss=LossConfig(),
-        accelerator=Accelerator(cpu=True),
+        accelerator=Accelerator(cpu=True, mixed_precision=mixed_precision),
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
+from contextlib import nullcontext
 from itertools import chain
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -23,6 +24,7 @@ from scar_core.ranker.packing import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from scar_core.ranker.model import Ranker
     from scar_core.training.batches import Batching, TextGroup
@@ -31,11 +33,17 @@ log = logging.getLogger(__name__)
 
 ENCODE: dict[Batching, Encode] = {"packed": encode_packed, "padded": encode_padded}
 
-_TOLERANCE = 1e-4
+_TOLERANCE: dict[Literal["fp32", "bf16"], float] = {"fp32": 1e-4, "bf16": 5e-2}
 """Largest error of a text's features at the check, as in scoring."""
 
 
-def use_batching(ranker: Ranker, wanted: Literal["auto", "padded"]) -> Batching:
+def use_batching(
+    ranker: Ranker,
+    wanted: Literal["auto", "padded"],
+    *,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    autocast: AbstractContextManager[Any] | None = None,
+) -> Batching:
     """Make the ranker's encoder ready for the fastest way that a probe finds right; that way.
 
     Packed must give the features that stock attention gives and leak nothing between texts; the
@@ -50,8 +58,8 @@ def use_batching(ranker: Ranker, wanted: Literal["auto", "padded"]) -> Batching:
     fault: str | None
     try:
         use_packed_attention(trial.encoder)
-        with torch.no_grad():
-            fault = fault_of(trial, encode_packed, probe, tolerance=_TOLERANCE)
+        with torch.no_grad(), autocast or nullcontext():
+            fault = fault_of(trial, encode_packed, probe, tolerance=_TOLERANCE[precision])
     except (AttributeError, ValueError) as error:  # an encoder without a choice of attention
         fault = f"{type(error).__name__}: {error}"
     if fault is not None:

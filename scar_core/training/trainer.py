@@ -67,6 +67,9 @@ class TrainingConfig:
     batching: Literal["auto", "padded"] = "auto"
     """auto encodes texts end to end without padding, and padded where a probe finds that wrong for
     the encoder; no result depends on it, beyond rounding."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 multiplies matrices of the forward and backward pass in bfloat16; weights, optimizer and
+    the scores of held-out rows stay in fp32."""
     gradient_checkpointing: bool = False
     """Compute activations again for the backward pass: less memory, a third more work, the same
     result."""
@@ -105,6 +108,8 @@ class QuadrupleLoss(nn.Module):
     def forward(self, batch: QuadrupleBatch) -> LossParts:
         """Encode each text once, judge each response from its instruction, compare."""
         judged = judge_quadruples(self.ranker, batch, encode=self.encode, recompute=self.recompute)
+        # Under autocast the heads answer in bf16, whose steps at 1 are as large as 0.008.
+        judged = JudgedQuadruples(*(values.float() for values in judged))
         return quadruple_loss(judged, batch.kept_BK, self.config, counts_C=batch.counts_C)
 
 
@@ -171,7 +176,9 @@ class Trainer:
         self.schedule = linear_schedule(optimizer, steps=steps, warmup_share=config.warmup_share)
         encoder: Any = ranker.encoder
         self._stock_attention = encoder.config._attn_implementation  # noqa: SLF001 - no public name
-        self.batching = use_batching(ranker, config.batching)
+        self.batching = use_batching(
+            ranker, config.batching, precision=config.precision, autocast=accelerator.autocast()
+        )
         self.encode = ENCODE[self.batching]
         module = QuadrupleLoss(
             ranker, loss, encode=self.encode, recompute=config.gradient_checkpointing
