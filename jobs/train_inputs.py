@@ -22,7 +22,7 @@ from scar_core.ranker.packing import longest_text
 from scar_core.store_checks import check_readable, check_writable
 from scar_core.training.batches import gate_quadruples, tokenize_quadruples
 from scar_core.training.epochs import Sides
-from scar_core.training.losses import GateConfig, LossConfig
+from scar_core.training.losses import Gate, GateConfig, LossConfig  # noqa: F401 - Gate: as above
 from scar_core.training.quadruple_files import QuadrupleInput, read_quadruples
 from scar_core.training.quadruples import CheckedQuadruples, Quadruple, QuadrupleColumns
 from scar_core.training.split import SplitConfig, sample, split_by_instruction
@@ -103,7 +103,7 @@ def prepare(config: TrainConfig) -> Prepared:
     checked, inputs = read_quadruples(config.quads, config)
     gated = gate_quadruples(checked.quadruples, config)
     passed = [checked.quadruples[row] for row in np.flatnonzero(gated.kept_QK.any(axis=1))]
-    logger.info("%s", _describe(checked, gated, passed))
+    logger.info("%s", _describe(checked, gated, passed, gate=config.gate))
     if not passed:
         raise InputError(_nothing_passed(config, checked, gated))
     limit = len(passed) if config.limit_quads is None else config.limit_quads
@@ -135,6 +135,7 @@ def prepare(config: TrainConfig) -> Prepared:
             **{side: len(rows) for side, rows in split._asdict().items()},
             "responses_set_aside": checked.set_aside,
             "pairs": gated.counts,
+            "kept_by_gate": gated.kept_by_gate,
             "cut_tokens": int(data.texts.cut_N.sum()),
         },
     )
@@ -163,14 +164,16 @@ def _check_max_tokens(config: TrainConfig, ranker: Ranker) -> None:
         )
 
 
-def _describe(checked: CheckedQuadruples, gated: GatedQuadruples, passed: list[Quadruple]) -> str:
+def _describe(
+    checked: CheckedQuadruples, gated: GatedQuadruples, passed: list[Quadruple], *, gate: str
+) -> str:
     """Rows and pairs, and what became of those that are not used, by reason."""
     left_out = {**checked.dropped, "no pair passed": len(checked.quadruples) - len(passed)}
     text = f"{checked.rows_in:,} rows, {len(passed):,} to use{_reasons('left out', left_out)}"
     text += _reasons("single responses set aside", checked.set_aside)
     pairs = gated.totals()
     total, kept = pairs.pop("pairs"), pairs.pop("kept")
-    text += f". Quality gate: {kept:,} of {total:,} pairs kept{_reasons('left out', pairs)}"
+    text += f". Quality gate {gate}: {kept:,} of {total:,} pairs kept{_reasons('left out', pairs)}"
     hint = ". Pairs without judge scores are used with --keep-unjudged"
     return text + (hint if pairs["unjudged"] else "")
 

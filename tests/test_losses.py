@@ -10,6 +10,8 @@ from style_ranker.utils import create_key, filter_ins_ans_pairs
 from torch import Tensor, nn
 
 from scar_core.training.losses import (
+    GATES,
+    Gate,
     GateConfig,
     JudgedQuadruples,
     LossConfig,
@@ -156,15 +158,40 @@ def test_unjudged_responses_pass_only_when_asked_for_and_judged_ones_never_by_th
     assert kept_BK.tolist() == [[True, True, False], [True, False, False]]
 
 
+def test_a_gate_forgives_only_what_it_looks_at() -> None:
+    """Rows: human bad, human unjudged, direct unjudged; columns as PAIR_KINDS."""
+    nan = float("nan")
+    quality_BR = torch.tensor([[1.0, 7.0, 8.0], [nan, 7.0, 8.0], [7.0, 7.0, nan]])
+    kept = {
+        (name, keep): gate(
+            quality_BR,
+            torch.ones(3, 3, dtype=torch.bool),
+            GateConfig(gate=name, keep_unjudged=keep, quality_below=9.5),
+        ).tolist()
+        for name in GATES
+        for keep in (False, True)
+    }
+    assert kept["abs", False] == [[True, False, False], [True, False, False], [False, True, False]]
+    assert kept["abs_pos", False] == [[True] * 3, [True] * 3, [False, True, False]]
+    assert kept["diff", False] == [[True] * 3, [True, False, False], [False, True, False]]
+    assert kept["abs_diff", True] == [[True, False, False], [True] * 3, [True] * 3]
+    assert kept["none", False] == [[True] * 3] * 3
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     qualities=st.lists(st.tuples(*[st.sampled_from([0, 4.5, 5, 5.5, 7, 9])] * 3), min_size=1),
     twins=st.lists(st.booleans(), min_size=3, max_size=3),
+    name=st.sampled_from(GATES),
+    bounds=st.sampled_from([(5.0, 10.0), (4.5, 9.0), (0.0, 2.5)]),
 )
 def test_the_gate_keeps_the_pairs_that_scar_tool_keeps(
-    qualities: list[tuple[float, float, float]], twins: list[bool]
+    qualities: list[tuple[float, float, float]],
+    twins: list[bool],
+    name: Gate,
+    bounds: tuple[float, float],
 ) -> None:
-    """Its filter with constraint mode `abs`, thresholds 5 and 10, pair kind by pair kind."""
+    """Its filter in each of its constraint modes, pair kind by pair kind."""
     texts = [
         ["same" if twin else f"{role} {row}" for role, twin in zip(ROLES, twins, strict=True)]
         for row in range(len(qualities))
@@ -180,7 +207,8 @@ def test_the_gate_keeps_the_pairs_that_scar_tool_keeps(
     comparable_BK = torch.tensor(
         [[row[kind.better] != row[kind.worse] for kind in PAIR_KINDS] for row in texts]
     )
-    kept_BK = gate(torch.tensor(qualities), comparable_BK, GateConfig())
+    config = GateConfig(gate=name, quality_above=bounds[0], quality_below=bounds[1])
+    kept_BK = gate(torch.tensor(qualities), comparable_BK, config)
     for column, (better, worse) in enumerate(PAIR_KINDS):
         theirs = filter_ins_ans_pairs(
             instructions,
@@ -188,9 +216,9 @@ def test_the_gate_keeps_the_pairs_that_scar_tool_keeps(
             [row[worse] for row in texts],
             tables[better],
             tables[worse],
-            "abs",
-            min_thres=5.0,
-            max_thres=10.0,
+            name,
+            min_thres=bounds[0],
+            max_thres=bounds[1],
         )
         assert kept_BK[:, column].nonzero().flatten().tolist() == theirs
 
@@ -209,6 +237,8 @@ def test_the_kinds_of_pairs_are_the_papers() -> None:
     ("make", "said"),
     [
         (lambda: GateConfig(quality_above=7, quality_below=7), "less than quality_below"),
+        (lambda: GateConfig(gate="abs_diff", quality_below=0), "bounds a difference"),
+        (lambda: GateConfig(gate="best"), "one of abs, abs_pos"),  # type: ignore[arg-type]
         (lambda: LossConfig(ranking_margin=-0.1), "at least 0"),
         (lambda: LossConfig(triplet_margin=0), "above 0"),
         (lambda: LossConfig(regulariser_weight=-1), "at least 0"),

@@ -529,6 +529,10 @@ def test_gate_counts_close() -> None:
         "direct>human": {"pairs": 5, "kept": 3, "equal_texts": 0, "unjudged": 1, "quality": 1},
     }
     assert gated.totals() == {"pairs": 13, "kept": 6, "equal_texts": 1, "unjudged": 4, "quality": 2}
+    assert gated.kept_by_gate["abs"] == {n: c["kept"] for n, c in gated.counts.items()}
+    assert gated.kept_by_gate["none"] == {
+        name: count["pairs"] - count["equal_texts"] for name, count in gated.counts.items()
+    }
     assert gate_quadruples([], GateConfig()).kept_QK.shape == (0, 3)
 
 

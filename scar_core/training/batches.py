@@ -7,13 +7,13 @@ encoded together, T their tokens, C what a loss is a mean over (see `losses`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from scar_core.training.losses import GateConfig, gate
+from scar_core.training.losses import GATES, gate
 from scar_core.training.quadruples import PAIR_KINDS, ROLES
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scar_core.ranker.encoding import TextTokenizer, TokenRows
+    from scar_core.training.losses import Gate, GateConfig
     from scar_core.training.quadruples import Quadruple
 
 Batching = Literal["packed", "padded"]
@@ -40,6 +41,8 @@ class GatedQuadruples:
     kept_QK: NDArray[np.bool_]
     counts: dict[str, dict[str, int]]
     """By kind of pair: pairs = kept + equal_texts + unjudged + quality."""
+    kept_by_gate: dict[Gate, dict[str, int]]
+    """Pairs that each gate would keep, by kind, all else as configured."""
 
     def totals(self) -> dict[str, int]:
         """The counts of all kinds together."""
@@ -112,9 +115,7 @@ def gate_quadruples(quadruples: Sequence[Quadruple], config: GateConfig) -> Gate
     )
     kept_QK = gate(quality_QR, comparable_QK, config)
     # What the gate would keep if only the missing judgements were forgiven.
-    forgiving = GateConfig(
-        quality_above=config.quality_above, quality_below=config.quality_below, keep_unjudged=True
-    )
+    forgiving = replace(config, keep_unjudged=True)
     forgiven_QK = gate(quality_QR, comparable_QK, forgiving)
     counts = {}
     for column, kind in enumerate(PAIR_KINDS):
@@ -129,7 +130,23 @@ def gate_quadruples(quadruples: Sequence[Quadruple], config: GateConfig) -> Gate
             "unjudged": int((forgiven_Q & ~kept_Q).sum()),
             "quality": int((comparable_Q & ~forgiven_Q).sum()),
         }
-    return GatedQuadruples(kept_QK=kept_QK.numpy(), counts=counts)
+    return GatedQuadruples(
+        kept_QK=kept_QK.numpy(),
+        counts=counts,
+        kept_by_gate=_kept_by_gate(quality_QR, comparable_QK, config),
+    )
+
+
+def _kept_by_gate(
+    quality_QR: Tensor, comparable_QK: Tensor, config: GateConfig
+) -> dict[Gate, dict[str, int]]:
+    found: dict[Gate, dict[str, int]] = {}
+    names = [kind.name for kind in PAIR_KINDS]
+    for name in GATES:
+        # Not a config of its own: these bounds may be nonsense for a gate that was not asked for.
+        kept_QK = gate(quality_QR, comparable_QK, config, by=name)
+        found[name] = dict(zip(names, kept_QK.sum(dim=0).tolist(), strict=True))
+    return found
 
 
 def _flags(rows: list[list[bool]]) -> Tensor:

@@ -11,6 +11,17 @@ if TYPE_CHECKING:
 
     from scar_core.training.accuracy import AccuracyRow
 
+_BOTH = "both qualities lie strictly between {quality_above:g} and {quality_below:g}"
+_NEAR = "the qualities differ by less than {quality_below:g}"
+_PASSES = {
+    "abs": _BOTH,
+    "abs_pos": _BOTH.replace("both qualities lie", "the better response's quality lies"),
+    "diff": _NEAR,
+    "abs_diff": _NEAR + ", both are above {quality_above:g}",
+    "none": "it is there, whatever its quality,",
+}
+"""What each gate asks for, filled in from the config."""
+
 
 def model_card(
     *,
@@ -32,6 +43,12 @@ def model_card(
     )
     dropped = ", ".join(f"{n:,} {reason}" for reason, n in counts["quarantined"].items()) or "none"
     unjudged = "kept" if config["keep_unjudged"] else "left out"
+    passes = _PASSES[config["gate"]].format(**config)
+    kinds = list(counts["pairs"])
+    by_gate = "\n".join(
+        f"| {gate} | " + " | ".join(f"{kept[kind]:,}" for kind in kinds) + " |"
+        for gate, kept in counts["kept_by_gate"].items()
+    )
     table = accuracy_table(accuracy) if accuracy else "Nothing was kept back to measure on."
     return f"""---
 tags: [style-ranker, data-selection]
@@ -50,13 +67,18 @@ itself, and of better quality (SCAR, arXiv 2406.10882). Load it with SCAR Curate
 that passed the quality gate; {counts["not_sampled"]:,} not sampled. Split by instruction:
 {counts["train"]:,} to train, {counts["validation"]:,} to validate, {counts["test"]:,} to test.
 
-The gate keeps a pair when both qualities, the mean of helpfulness and correctness, lie strictly
-between {config["quality_above"]:g} and {config["quality_below"]:g} and the texts differ. Pairs
-without judge scores were {unjudged}.
+The gate `{config["gate"]}` keeps a pair when {passes} and the texts differ. A quality is
+the mean of helpfulness and correctness. Pairs without the judge scores it needs were {unjudged}.
 
 | pair kind | pairs | kept | equal texts | unjudged | quality |
 |---|---|---|---|---|---|
 {pairs}
+
+Pairs that each gate would keep, all else equal:
+
+| gate | {" | ".join(kinds)} |
+|---|{"---|" * len(kinds)}
+{by_gate}
 
 ## Recipe
 

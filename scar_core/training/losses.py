@@ -9,7 +9,7 @@ PAIR_KINDS), D encoder width, C what a loss is a mean over: the K kinds, then co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 from torch.nn import functional
@@ -23,23 +23,39 @@ _BETTER_K = [kind.better for kind in PAIR_KINDS]
 _WORSE_K = [kind.worse for kind in PAIR_KINDS]
 
 
+Gate = Literal["abs", "abs_pos", "diff", "abs_diff", "none"]
+"""What a quality gate looks at, named and meant as scar-tool's constraint modes."""
+GATES: tuple[Gate, ...] = get_args(Gate)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
     """Which pairs are good enough to learn from, on the judge's scale of 0 to 9."""
 
+    gate: Gate = "abs"
+    """abs: the quality (mean of helpfulness and correctness) of both responses must lie between the
+    bounds; abs_pos: that of the better one only, by its role; diff: both may differ by less than
+    quality_below; abs_diff: so, and both above quality_above; none: any quality, or none at all."""
     quality_above: float = 5.0
-    """Both responses' quality, the mean of helpfulness and correctness, must be above this."""
+    """A quality must be above this; not looked at by diff and none."""
     quality_below: float = 10.0
-    """Both responses' quality must be below this; more than quality_above."""
+    """A quality (abs, abs_pos), or the difference of two (diff, abs_diff), must be below this."""
     keep_unjudged: bool = False
     """Keep responses that have no judge scores, instead of dropping their pairs."""
 
     def __post_init__(self) -> None:
         """Refuse a gate that nothing passes."""
-        if not self.quality_above < self.quality_below:
+        if self.gate not in GATES:
+            raise ValueError(f"gate must be one of {', '.join(GATES)}, got {self.gate!r}")
+        if self.gate in ("abs", "abs_pos") and not self.quality_above < self.quality_below:
             raise ValueError(
                 f"quality_above must be less than quality_below, "
                 f"got {self.quality_above} and {self.quality_below}"
+            )
+        if self.gate in ("diff", "abs_diff") and not self.quality_below > 0:
+            raise ValueError(
+                f"quality_below must be above 0 with gate {self.gate}, where it bounds a "
+                f"difference, got {self.quality_below}"
             )
 
 
@@ -82,17 +98,36 @@ class LossParts(NamedTuple):
     """Scalar, weight included; 0 where no row is complete."""
 
 
-def gate(quality_BR: Tensor, comparable_BK: Tensor, config: GateConfig) -> Tensor:
+def gate(
+    quality_BR: Tensor, comparable_BK: Tensor, config: GateConfig, *, by: Gate | None = None
+) -> Tensor:
     """Which pairs are kept, [B, K] bool.
 
     Args:
         quality_BR: mean of helpfulness and correctness; NaN where a judge did not give both.
         comparable_BK: whether both responses of a pair are there and their texts differ.
-        config: bounds, both strict; what becomes of unjudged responses.
+        config: bounds, all strict; what becomes of unjudged responses.
+        by: look at this, instead of what the config says.
     """
-    inside_BR = (quality_BR > config.quality_above) & (quality_BR < config.quality_below)
-    good_BR = inside_BR | (quality_BR.isnan() & config.keep_unjudged)
-    return comparable_BK & good_BR[:, _BETTER_K] & good_BR[:, _WORSE_K]
+    name = by or config.gate
+    better_BK, worse_BK = quality_BR[:, _BETTER_K], quality_BR[:, _WORSE_K]
+    gap_BK = (better_BK - worse_BK).abs()
+    above: dict[Gate, list[Tensor]] = {
+        "abs": [better_BK, worse_BK],
+        "abs_pos": [better_BK],
+        "diff": [],
+        "abs_diff": [better_BK, worse_BK],
+        "none": [],
+    }
+    below = above | {"diff": [gap_BK], "abs_diff": [gap_BK]}
+    kept_BK = comparable_BK
+    for value_BK in above[name]:
+        unjudged_BK = value_BK.isnan() & config.keep_unjudged
+        kept_BK = kept_BK & ((value_BK > config.quality_above) | unjudged_BK)
+    for value_BK in below[name]:
+        unjudged_BK = value_BK.isnan() & config.keep_unjudged
+        kept_BK = kept_BK & ((value_BK < config.quality_below) | unjudged_BK)
+    return kept_BK
 
 
 def loss_counts(kept_BK: Tensor) -> Tensor:
