@@ -19,10 +19,15 @@ from jobs.train_inputs import Prepared, TrainConfig, prepare
 from jobs.train_worker import WorkerTask, train_worker
 from scar_core import storage
 from scar_core.errors import NonFiniteError, RunError
-from scar_core.manifest import MANIFEST_NAME, describe_file, publish, to_json
+from scar_core.manifest import MANIFEST_NAME, describe_file, publish, software, to_json
 from scar_core.ranker.checkpoint import save_ranker
-from scar_core.training.accuracy import AccuracyRow, accuracy_rows, accuracy_table
-from scar_core.training.card import model_card
+from scar_core.training.accuracy import (
+    AccuracyRow,
+    accuracy_rows,
+    accuracy_table,
+    rank_correlation,
+)
+from scar_core.training.card import correlation_line, model_card
 from scar_core.training.epochs import Progress, Trained, count_steps
 from scar_core.training.losses import LossConfig
 from scar_core.training.trainer import TrainingConfig
@@ -173,11 +178,14 @@ def write(config: TrainConfig, prepared: Prepared, trained: Trained) -> dict[str
     accuracy = {side: measure(prepared, trained, side=side) for side in ("validation", "test")}
     measured_on = "test" if accuracy["test"] else "validation"
     resolved = portable_config(config, folder)
+    correlations = {side: correlate(prepared, trained, side=side) for side in accuracy}
     card = model_card(
         config=resolved,
         counts=prepared.counts,
         measured_on=measured_on,
         accuracy=accuracy[measured_on],
+        correlations=correlations[measured_on],
+        software=software(),
         best_epoch=trained.best.epoch,
         epochs=len(trained.epochs),
     )
@@ -203,6 +211,7 @@ def write(config: TrainConfig, prepared: Prepared, trained: Trained) -> dict[str
             "validation_accuracy": trained.best.validation_accuracy,
             "measured_on": measured_on,
             "accuracy": {side: [asdict(row) for row in rows] for side, rows in accuracy.items()},
+            "spearman": correlations,
         },
     )
 
@@ -217,6 +226,16 @@ def measure(prepared: Prepared, trained: Trained, *, side: str) -> list[Accuracy
         data.kept_QK[rows],
         [data.sources_Q[row] for row in rows],
     )
+
+
+def correlate(prepared: Prepared, trained: Trained, *, side: str) -> dict[str, float | None]:
+    """How far scores of one side go with what style is not, over all its responses."""
+    rows = getattr(prepared.sides, side)
+    score_QR, data = trained.best.score_QR[rows], prepared.data
+    return {
+        "characters": rank_correlation(score_QR, data.characters_QR[rows]),
+        "list_lines": rank_correlation(score_QR, data.list_lines_QR[rows]),
+    }
 
 
 def portable_config(config: TrainConfig, folder: str) -> dict[str, Any]:
@@ -244,6 +263,7 @@ def job(argv: Sequence[str]) -> None:
     epoch, side = metrics["best_epoch"], manifest["counts"][measured_on]
     print(f"\nepoch {epoch} is kept; accuracy on {side:,} {measured_on} quadruples:\n")  # noqa: T201 - the job's result
     print(accuracy_table(rows) if rows else "none were kept back to measure on")  # noqa: T201
+    print(f"\n{correlation_line(metrics['spearman'][measured_on])}")  # noqa: T201
     logger.info("%s", storage.join(storage.absolute(config.out), MANIFEST_NAME))
 
 

@@ -170,6 +170,10 @@ def test_what_is_published_is_whole(place: Path, by_workers: dict[int, str]) -> 
     card = storage.read_bytes(f"{folder}/README.md").decode()
     assert f"{counts['train']:,} to train" in card
     assert "| direct>human |" in card
+    assert "| abs_diff |" in card
+    assert "Rank correlation (Spearman)" in card
+    assert f"torch {manifest['software']['torch']}" in card
+    assert manifest["metrics"]["spearman"].keys() == {"validation", "test"}
 
 
 @pytest.mark.usefixtures("ray_session")

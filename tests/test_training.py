@@ -16,7 +16,13 @@ from transformers import get_linear_schedule_with_warmup
 
 from scar_core.errors import NonFiniteError
 from scar_core.ranker.encoding import TextTokenizer
-from scar_core.training.accuracy import accuracy_rows, accuracy_table, mean_accuracy
+from scar_core.training.accuracy import (
+    accuracy_rows,
+    accuracy_table,
+    mean_accuracy,
+    rank_correlation,
+    wilson,
+)
 from scar_core.training.batches import (
     TokenizedQuadruples,
     epoch_batches,
@@ -568,10 +574,40 @@ def test_accuracies_by_hand() -> None:
         "all",
         "1",
         "100.0%",
+        "20.7%-100.0%",
         "0.0%",
         "0",
         "-",
+        "-",
     ]
+
+
+def test_an_interval_is_wilsons() -> None:
+    """By his formula; half a win widens the interval on both sides."""
+    won_P = np.array([1.0] * 7 + [0.0] * 3)
+    z, n, share = 1.959964, 10, 0.7
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    assert wilson(won_P) == pytest.approx((middle - half, middle + half), abs=1e-6)
+    tied = wilson(np.array([1.0] * 7 + [0.5] + [0.0] * 2))
+    more = wilson(np.array([1.0] * 8 + [0.0] * 2))
+    assert tied is not None
+    assert more is not None
+    assert tied == pytest.approx((middle - half, more[1]), abs=1e-6)
+    assert wilson(np.zeros(0)) is None
+
+
+def test_lists_are_counted_line_by_line_and_correlated_by_rank() -> None:
+    """A bullet or a number, then a blank; a response that is not there has no score to rank."""
+    texts = ["- a\n  2) b\n* c", "-5 degrees\n3.14\n*bold*", "• one"]
+    row = quadruple("Why?", **dict(zip(("human", "referenced", "direct"), texts, strict=True)))
+    data = tokenized([row], tiny_ranker()[1])
+    assert data.list_lines_QR.tolist() == [[3, 0, 1]]
+    scores = np.array([[5.0, -1.0, 0.0], [float("nan")] * 3])
+    lines = np.array([[3, 0, 1], [9, 9, 0]])
+    assert rank_correlation(scores, lines) == pytest.approx(1.0)
+    assert rank_correlation(-scores, lines) == pytest.approx(-1.0)
+    assert rank_correlation(scores, np.zeros_like(lines)) is None
 
 
 def test_no_pairs_no_accuracy() -> None:

@@ -6,10 +6,12 @@ PAIR_KINDS), P pairs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.stats import binomtest, spearmanr
 
 from scar_core.training.quadruples import PAIR_KINDS
 
@@ -36,10 +38,14 @@ class AccuracyRow:
     pairs: int
     accuracy: float | None
     """Share of pairs whose better response has the higher score; equal scores count half."""
+    interval: tuple[float, float] | None
+    """95 % interval of the accuracy (Wilson's), as if the pairs were independent."""
     longer_wins: float | None
     """The baseline: the same when a response's characters are its score."""
     matched_pairs: int
     """Pairs whose lengths in characters differ by at most a tenth of the longer one."""
+    matched_interval: tuple[float, float] | None
+    """As `interval`, of the accuracy on those."""
     matched_accuracy: float | None
     """The accuracy on those, where length is no help."""
 
@@ -70,8 +76,10 @@ def accuracy_rows(
                 source=source,
                 pairs=int(chosen_QK.sum()),
                 accuracy=_mean(won_QK[chosen_QK]),
+                interval=wilson(won_QK[chosen_QK]),
                 longer_wins=_mean(longer_QK[chosen_QK]),
                 matched_pairs=int(matched_here.sum()),
+                matched_interval=wilson(won_QK[matched_here]),
                 matched_accuracy=_mean(won_QK[matched_here]),
             )
         )
@@ -90,15 +98,38 @@ def mean_accuracy(score_QR: NDArray[np.floating], pairs_QK: NDArray[np.bool_]) -
     return float(np.mean(kinds)) if kinds else None
 
 
+def wilson(won_P: NDArray[np.float64]) -> tuple[float, float] | None:
+    """95 % interval of the mean of wins of 0, 0.5 and 1; None without any.
+
+    Half a win more or less at the end that it widens: the interval is one of whole wins.
+    """
+    if not len(won_P):
+        return None
+    won, pairs = float(won_P.sum()), len(won_P)
+    low = binomtest(math.floor(won), pairs).proportion_ci(0.95, method="wilson").low
+    high = binomtest(math.ceil(won), pairs).proportion_ci(0.95, method="wilson").high
+    return float(low), float(high)
+
+
+def rank_correlation(score_QR: NDArray[np.floating], value_QR: NDArray[np.integer]) -> float | None:
+    """Spearman's, over all responses with a score; None where either does not vary."""
+    scored_QR = ~np.isnan(score_QR)
+    scores, values = score_QR[scored_QR], value_QR[scored_QR]
+    if len(np.unique(scores)) < 2 or len(np.unique(values)) < 2:  # noqa: PLR2004 - to vary
+        return None
+    return float(spearmanr(scores, values).statistic)
+
+
 def accuracy_table(rows: Sequence[AccuracyRow]) -> str:
     """The rows for a person, one line each under a heading."""
     width = max([len(row.source) for row in rows] + [len("source")])
-    heading = f"{'pair kind':<17}  {'source':<{width}}  {'pairs':>6}  {'accuracy':>8}  "
-    lines = [heading + f"{'longer wins':>11}  {'matched pairs':>13}  {'accuracy there':>14}"]
+    heading = f"{'pair kind':<17}  {'source':<{width}}  {'pairs':>6}  {'accuracy':>8}  {'95 %':>12}"
+    heading += f"  {'longer wins':>11}  {'matched pairs':>13}  {'accuracy there':>14}  {'95 %':>12}"
+    lines = [heading]
     lines += [
         f"{row.kind:<17}  {row.source:<{width}}  {row.pairs:>6,}  {_percent(row.accuracy):>8}  "
-        f"{_percent(row.longer_wins):>11}  {row.matched_pairs:>13,}  "
-        f"{_percent(row.matched_accuracy):>14}"
+        f"{_range(row.interval):>12}  {_percent(row.longer_wins):>11}  {row.matched_pairs:>13,}  "
+        f"{_percent(row.matched_accuracy):>14}  {_range(row.matched_interval):>12}"
         for row in rows
     ]
     return "\n".join(lines)
@@ -136,3 +167,7 @@ def _mean(values_P: NDArray[np.float64]) -> float | None:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
+
+
+def _range(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else f"{interval[0]:.1%}-{interval[1]:.1%}"

@@ -7,6 +7,7 @@ encoded together, T their tokens, C what a loss is a mean over (see `losses`).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 Batching = Literal["packed", "padded"]
 """Whether texts are encoded end to end, each attending to itself, or padded to the longest."""
+
+_LIST_LINE = re.compile(r"^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]", re.MULTILINE)
 
 _GROUP_TOKENS = {"cpu": 1024, "cuda": 65_536}
 """Tokens encoded at once, padding included. CPU: more leaves the cache, and padded computes 1.16
@@ -62,6 +65,8 @@ class TokenizedQuadruples:
     """Pairs to learn from and to measure on."""
     characters_QR: NDArray[np.int64]
     """Lengths of the responses; 0 where missing."""
+    list_lines_QR: NDArray[np.int64]
+    """Lines of the responses that begin with a bullet or a number; 0 where missing."""
     sources_Q: list[str]
 
     @property
@@ -160,17 +165,20 @@ def tokenize_quadruples(
     position_of: dict[str, int] = {}
     text_QS = np.full((len(quadruples), 1 + len(ROLES)), -1, dtype=np.int64)
     characters_QR = np.zeros((len(quadruples), len(ROLES)), dtype=np.int64)
+    list_lines_QR = np.zeros_like(characters_QR)
     for row, item in enumerate(quadruples):
         text_QS[row, 0] = position_of.setdefault(item.instruction, len(position_of))
         for role, response in enumerate(item.responses):
             if response is not None:
                 text_QS[row, 1 + role] = position_of.setdefault(response.text, len(position_of))
                 characters_QR[row, role] = len(response.text)
+                list_lines_QR[row, role] = len(_LIST_LINE.findall(response.text))
     return TokenizedQuadruples(
         texts=tokenizer.tokenize(list(position_of)),
         text_QS=text_QS,
         kept_QK=kept_QK,
         characters_QR=characters_QR,
+        list_lines_QR=list_lines_QR,
         sources_Q=[item.source for item in quadruples],
     )
 

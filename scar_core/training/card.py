@@ -29,6 +29,8 @@ def model_card(
     counts: Mapping[str, Any],
     measured_on: str,
     accuracy: Sequence[AccuracyRow],
+    correlations: Mapping[str, float | None],
+    software: Mapping[str, str],
     best_epoch: int,
     epochs: int,
 ) -> str:
@@ -95,4 +97,24 @@ longer one.
 ```
 {table}
 ```
+
+95 % intervals are Wilson's and take pairs for independent; those of one quadruple are not.
+
+{correlation_line(correlations)}
+
+## Software
+
+{", ".join(f"{name} {version}" for name, version in software.items())}
 """
+
+
+def correlation_line(correlations: Mapping[str, float | None]) -> str:
+    """How far scores go with length and with lists, in a sentence."""
+    length, lists = (
+        "not known" if value is None else f"{value:+.2f}"
+        for value in (correlations["characters"], correlations["list_lines"])
+    )
+    return (
+        f"Rank correlation (Spearman) of a response's score with its characters: {length}; with "
+        f"its lines that are items of lists: {lists}."
+    )
