@@ -144,6 +144,15 @@ def test_one_bad_response_of_three_is_set_aside_and_counted() -> None:
     assert [second.comparable(kind) for kind in PAIR_KINDS] == [True, False, False]
 
 
+def test_a_response_of_two_megabytes_is_set_aside_by_default() -> None:
+    """Its row goes on with the other two, or is dropped for it."""
+    long = "word " * 400_000
+    checked = check_quadruples([row(direct=long), row(direct=long, human=None)], COLUMNS)
+    assert [item.responses[2] for item in checked.quadruples] == [None]
+    assert checked.dropped == {"direct_too_large": 1}
+    assert checked.set_aside == {"direct_too_large": 2}
+
+
 def test_a_quality_needs_both_judgements() -> None:
     """None and NaN are no judgement; 0 is one."""
     rows = [

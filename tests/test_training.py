@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -386,6 +387,23 @@ def test_a_frozen_encoder_stays_as_it_was() -> None:
     assert changed == {"relation_network", "output_layer"}
 
 
+@pytest.mark.parametrize("patience", [1, 2])
+def test_patience_ends_a_training_that_gets_no_better(patience: int) -> None:
+    """The same epochs as without it, up to so many after the best; the same one is kept."""
+    config = TrainingConfig(epochs=8, batch_size=4, learning_rate=3e-4)
+    whole = run(config=config)[1]
+    accuracies = [epoch.validation_accuracy or 0 for epoch in whole.epochs]
+    # The first epoch that the next so many do not better.
+    kept = next(
+        n for n in range(8) if max(accuracies[n + 1 : n + 1 + patience], default=0) <= accuracies[n]
+    )
+    assert kept + patience < 7, "the example must have something to leave out"
+    short = run(config=replace(config, patience=patience))[1]
+    assert short.best.epoch == kept + 1
+    assert len(short.epochs) == kept + 1 + patience
+    assert short.losses == whole.losses[: len(short.losses)]
+
+
 def test_dropout_is_off_unless_asked_for() -> None:
     """The tiny encoder has a dropout of 0.1 of its own."""
     plain = run()[1].losses
@@ -631,6 +649,7 @@ def test_a_score_that_is_not_a_number_wins_nothing() -> None:
         ("epochs", 0),
         ("batch_size", 0),
         ("max_steps", 0),
+        ("patience", 0),
         ("learning_rate", 0.0),
         ("learning_rate", float("nan")),
         ("warmup_share", 1.0),

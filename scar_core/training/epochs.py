@@ -93,7 +93,8 @@ def train(
 ) -> Trained:
     """Train for all epochs; keep the one with the best mean pairwise accuracy in validation.
 
-    Of equals the first is kept; the last epoch where there is no validation pair. `report` is
+    Of equals the first is kept; the last epoch where there is no validation pair. With a
+    `patience` it ends earlier. `report` is
     called on the first worker, after every epoch and every 15 seconds.
 
     Raises:
@@ -105,7 +106,7 @@ def train(
     reporter = _Reporter(trainer, steps, report if accelerator.is_main_process else _say_nothing)
     epochs: list[Progress] = []
     best: Best | None = None
-    while best is None or len(trainer.losses) < steps:
+    while best is None or (len(trainer.losses) < steps and _patient(config, best, epochs)):
         epoch = len(epochs) + 1
         batches = epoch_batches(sides.train, batch_size=config.batch_size, seed=seed, epoch=epoch)
         for rows_B in batches[: steps - len(trainer.losses)]:
@@ -119,6 +120,10 @@ def train(
             best = Best(epoch, accuracy, weights, score_QR)
     trainer.close()
     return Trained(best, epochs, trainer.losses, trainer.gradient_norms)
+
+
+def _patient(config: TrainingConfig, best: Best, epochs: list[Progress]) -> bool:
+    return config.patience is None or len(epochs) - best.epoch < config.patience
 
 
 def _copy_weights(ranker: Ranker) -> dict[str, NDArray[Any]]:

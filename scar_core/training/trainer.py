@@ -49,6 +49,9 @@ class TrainingConfig:
     """Times that every quadruple is seen, at least 1."""
     max_steps: int | None = None
     """Stop after this many steps, in the middle of an epoch too; at least 1."""
+    patience: int | None = None
+    """Stop after this many epochs in a row without a better validation accuracy, at least 1; by
+    default all epochs are run. The learning rate falls as if they were."""
     batch_size: int = 16
     """Quadruples of one step, on all workers together, at least 1."""
     learning_rate: float = 2e-5
@@ -79,8 +82,9 @@ class TrainingConfig:
         for name in ("epochs", "batch_size", "micro_batch_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        for name in ("max_steps", "patience"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
