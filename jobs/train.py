@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from jobs import cli
+from jobs.train_events import write_events
 from jobs.train_inputs import Prepared, TrainConfig, prepare
 from jobs.train_worker import WorkerTask, train_worker
 from scar_core import storage
@@ -196,6 +197,7 @@ def write(config: TrainConfig, prepared: Prepared, trained: Trained) -> dict[str
         "gradient_norms": trained.gradient_norms,
     }
     storage.write_bytes(storage.join(folder, LOG_NAME), to_json(log))
+    names += [LOG_NAME, write_events(folder, trained)]
     return publish(
         folder,
         kind="ranker",
@@ -205,7 +207,7 @@ def write(config: TrainConfig, prepared: Prepared, trained: Trained) -> dict[str
             for path, mark in prepared.inputs
         ],
         counts=prepared.counts,
-        files=[describe_file(folder, name)._asdict() for name in [*names, LOG_NAME]],
+        files=[describe_file(folder, name)._asdict() for name in names],
         metrics={
             "best_epoch": trained.best.epoch,
             "validation_accuracy": trained.best.validation_accuracy,

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import json
 import random
+import struct
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from jobs import cli
 from jobs.train import job, progress_line, train
+from jobs.train_events import EVENTS_NAME, write_events
 from jobs.train_inputs import TrainConfig, prepare
 from scar_core import storage
 from scar_core.errors import InputError
 from scar_core.manifest import describe_file, read_manifest
 from scar_core.ranker.checkpoint import check_ranker
 from scar_core.scoring import Scorer
-from scar_core.training.epochs import Progress
+from scar_core.training.epochs import Best, Progress, Trained
 from tests.tiny import tiny_encoder, tiny_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "quads_dev.jsonl.gz"
 Rows = list[dict[str, Any]]
@@ -173,6 +179,7 @@ def test_what_is_published_is_whole(place: Path, by_workers: dict[int, str]) -> 
     assert "| abs_diff |" in card
     assert "Rank correlation (Spearman)" in card
     assert f"torch {manifest['software']['torch']}" in card
+    assert {file["path"] for file in manifest["files"]} >= {EVENTS_NAME}
     assert manifest["metrics"]["spearman"].keys() == {"validation", "test"}
 
 
@@ -222,6 +229,43 @@ def test_the_command_prints_progress_and_the_table(
     assert "epoch 1, step 6 of 6: loss" in caplog.text
     # Six steps have another schedule than all of them, but they start alike.
     assert curve(str(out))[0] == pytest.approx(curve(by_workers[1])[0], abs=1e-4)
+
+
+def test_the_course_of_a_training_is_told_to_tensorboard(tmp_path: Path) -> None:
+    """Every step and epoch under its name, once, read back from the file's own records."""
+    done = Progress(
+        epoch=1,
+        step=2,
+        steps=2,
+        loss=0.75,
+        validation_accuracy=0.5,
+        epoch_done=True,
+        steps_per_second=1.0,
+        seconds_left=0.0,
+    )
+    best = Best(1, 0.5, None, np.zeros((0, 3), dtype=np.float32))
+    name = write_events(str(tmp_path), Trained(best, [done], [1.0, 0.5], [3.0, 2.0]))
+    found = []
+    for record in records(tmp_path / name):
+        event = Event.FromString(record)
+        found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+    assert sorted(found) == [
+        ("epoch/loss", 2, 0.75),
+        ("epoch/validation_accuracy", 2, 0.5),
+        ("train/gradient_norm", 1, 3.0),
+        ("train/gradient_norm", 2, 2.0),
+        ("train/loss", 1, 1.0),
+        ("train/loss", 2, 0.5),
+    ]
+
+
+def records(path: Path) -> Iterator[bytes]:
+    """A TFRecord file's records: length, its checksum, the bytes, their checksum."""
+    data = path.read_bytes()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        yield data[12 : 12 + length]
+        data = data[16 + length :]
 
 
 def test_a_sample_is_counted(place: Path) -> None:
