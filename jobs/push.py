@@ -1,4 +1,4 @@
-"""A published selection as a dataset on the Hugging Face Hub: its files and its manifest.
+"""A published directory on the Hugging Face Hub: its files and its manifest.
 
 The token comes from HF_TOKEN alone: what is on a command line is read by others.
 """
@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from scar_core import storage
 from scar_core.errors import AccessError, InputError, RunError
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 logger = logging.getLogger("scar_curate")
+
+RepoType = Literal["dataset", "model"]
 
 TOKEN = "HF_TOKEN"  # noqa: S105 - its name
 # Larger files go to the hub's storage one by one, before the commit that names them.
@@ -53,34 +55,37 @@ def open_hub(repo: str) -> HfApi:
     return api
 
 
-def push(api: HfApi, folder: str, repo: str) -> str:
-    """Commit a published directory to a dataset repository; its address.
+def push(api: HfApi, folder: str, repo: str, *, repo_type: RepoType = "dataset") -> str:
+    """Commit a published directory to a repository; its address.
 
     One that is not there is made, private. One commit holds all files.
 
     Raises:
         RunError: the hub refused; what is published stays.
     """
-    files = [entry["path"] for entry in read_manifest(folder)["files"]] + [MANIFEST_NAME]
+    manifest = read_manifest(folder)
+    files = [entry["path"] for entry in manifest["files"]] + [MANIFEST_NAME]
     try:
-        api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
-        operations = [_operation(api, folder, path, repo=repo) for path in files]
+        api.create_repo(repo, repo_type=repo_type, private=True, exist_ok=True)
+        operations = [
+            _operation(api, folder, path, repo=repo, repo_type=repo_type) for path in files
+        ]
         commit = api.create_commit(
             repo,
             operations,
-            repo_type="dataset",
-            commit_message=f"SCAR selection {folder.rpartition('/')[2]}",
+            repo_type=repo_type,
+            commit_message=f"SCAR {manifest['kind']} {folder.rpartition('/')[2]}",
         )
     except OSError as error:
         raise RunError(
             f"{folder}: is published, and was not pushed to {repo}: {error}. Push it with "
-            f"`hf upload {repo} FOLDER --repo-type dataset`."
+            f"`hf upload {repo} FOLDER --repo-type {repo_type}`."
         ) from error
     logger.info("%s", commit.commit_url)
     return str(commit.commit_url)
 
 
-def _operation(api: HfApi, folder: str, path: str, *, repo: str) -> Any:  # noqa: ANN401 - theirs
+def _operation(api: HfApi, folder: str, path: str, *, repo: str, repo_type: RepoType) -> Any:  # noqa: ANN401 - theirs
     """A file to commit; a large one is at the hub already, so that one alone is on this disk."""
     from huggingface_hub import CommitOperationAdd  # noqa: PLC0415 - as above
 
@@ -95,5 +100,5 @@ def _operation(api: HfApi, folder: str, path: str, *, repo: str) -> Any:  # noqa
                 while block := source.read(SMALL_BYTES):
                     target.write(block)
         operation = CommitOperationAdd(path, local)
-        api.preupload_lfs_files(repo, [operation], repo_type="dataset")
+        api.preupload_lfs_files(repo, [operation], repo_type=repo_type)
     return operation

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from jobs import cli
+from jobs.push import open_hub, push
 from jobs.train_events import write_events
 from jobs.train_inputs import Prepared, TrainConfig, prepare
 from jobs.train_worker import WorkerTask, train_worker
@@ -258,6 +259,7 @@ def portable_config(config: TrainConfig, folder: str) -> dict[str, Any]:
 def job(argv: Sequence[str]) -> None:
     """Parse, train, and print how often the ranker is right."""
     config = cli.parse(TrainConfig, argv, prog="jobs.train", description=__doc__ or "")
+    hub = open_hub(config.push_to_hub) if config.push_to_hub else None
     manifest = train(config)
     metrics = manifest["metrics"]
     measured_on = metrics["measured_on"]
@@ -266,7 +268,10 @@ def job(argv: Sequence[str]) -> None:
     print(f"\nepoch {epoch} is kept; accuracy on {side:,} {measured_on} quadruples:\n")  # noqa: T201 - the job's result
     print(accuracy_table(rows) if rows else "none were kept back to measure on")  # noqa: T201
     print(f"\n{correlation_line(metrics['spearman'][measured_on])}")  # noqa: T201
-    logger.info("%s", storage.join(storage.absolute(config.out), MANIFEST_NAME))
+    folder = storage.absolute(config.out)
+    logger.info("%s", storage.join(folder, MANIFEST_NAME))
+    if hub is not None and config.push_to_hub:
+        push(hub, folder, config.push_to_hub, repo_type="model")
 
 
 if __name__ == "__main__":

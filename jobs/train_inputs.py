@@ -46,6 +46,9 @@ class TrainConfig(QuadrupleColumns, SplitConfig, GateConfig, LossConfig, Trainin
     """Encoder to start from: folder or hub name of a transformers model."""
     out: str
     """Directory for the ranker, a path or URL; it must not hold a published one."""
+    push_to_hub: str | None = None
+    """Model repository on the Hugging Face Hub, OWNER/NAME, to commit the ranker to when it is
+    published; made, private, if it is not there. The token is taken from HF_TOKEN."""
     linear_dim: int = 512
     """Width of the hidden layer of both heads, at least 1."""
     max_tokens: int = 512

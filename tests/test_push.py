@@ -148,3 +148,14 @@ def test_a_commit_that_is_refused_leaves_the_run_published(hub: type[Hub], run: 
         push.push(push.open_hub(REPO), str(run), REPO)
     assert f"hf upload {REPO}" in str(caught.value)
     assert (run / "manifest.json").exists()
+
+
+def test_a_ranker_is_committed_to_a_model_repository(hub: type[Hub], run: Path) -> None:
+    """The same way, and `hf upload` is told so where it is refused."""
+    push.push(push.open_hub(REPO), str(run), REPO, repo_type="model")
+    assert [path for path in hub.asked if f"/models/{REPO}/commit" in path]
+    assert not [path for path in hub.asked if "/datasets/" in path]
+    assert hub.created[0].get("type", "model") == "model"
+    hub.refuses = "/commit/"
+    with pytest.raises(RunError, match="--repo-type model"):
+        push.push(push.open_hub(REPO), str(run), REPO, repo_type="model")
