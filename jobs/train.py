@@ -192,13 +192,7 @@ def write(config: TrainConfig, prepared: Prepared, trained: Trained) -> dict[str
         epochs=len(trained.epochs),
     )
     names = save_ranker(folder, prepared.ranker, prepared.tokenizer, card=card)
-    log = {
-        "epochs": [epoch._asdict() for epoch in trained.epochs],
-        "losses": trained.losses,
-        "gradient_norms": trained.gradient_norms,
-    }
-    storage.write_bytes(storage.join(folder, LOG_NAME), to_json(log))
-    names += [LOG_NAME, write_events(folder, trained)]
+    names += [write_log(folder, trained), write_events(folder, trained)]
     return publish(
         folder,
         kind="ranker",
@@ -217,6 +211,17 @@ def write(config: TrainConfig, prepared: Prepared, trained: Trained) -> dict[str
             "spearman": correlations,
         },
     )
+
+
+def write_log(folder: str, trained: Trained) -> str:
+    """Write all epochs and steps as JSON; the file's name."""
+    log = {
+        "epochs": [epoch._asdict() for epoch in trained.epochs],
+        "losses": trained.losses,
+        "gradient_norms": trained.gradient_norms,
+    }
+    storage.write_bytes(storage.join(folder, LOG_NAME), to_json(log))
+    return LOG_NAME
 
 
 def measure(prepared: Prepared, trained: Trained, *, side: str) -> list[AccuracyRow]:

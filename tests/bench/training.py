@@ -10,7 +10,6 @@ and the one pass that ours does beforehand is in ours, as if there were one epoc
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from statistics import median
 from types import SimpleNamespace
@@ -42,8 +41,9 @@ def scar_tool(
     encoder: str, weights: dict[str, torch.Tensor], quadruples: list[Quadruple], steps: int
 ) -> Callable[[NDArray[np.int64]], float]:
     """A step of scar-tool's trainer on these rows, from these weights; its loss."""
-    os.environ["TQDM_DISABLE"] = "1"
-    from style_ranker.ranker.train import StyleRankerTrainer  # noqa: PLC0415  - reads TQDM_DISABLE
+    from style_ranker.ranker import train as theirs  # noqa: PLC0415  - not everywhere installed
+
+    theirs.tqdm = lambda rows, **_: rows  # no progress bars of one step each
 
     settings = SimpleNamespace(
         encoder_name=encoder,
@@ -58,7 +58,7 @@ def scar_tool(
         constraint_max=10.0,
         display_interval=10**9,
     )
-    trainer = StyleRankerTrainer(settings)
+    trainer = theirs.StyleRankerTrainer(settings)
     trainer.model.load_state_dict(weights)
     for module in trainer.model.modules():
         if isinstance(module, nn.Dropout):
@@ -95,6 +95,7 @@ def compare(args: argparse.Namespace) -> None:
     quadruples = sample(whole, limit=args.steps * args.batch_size, seed=args.seed)
     ranker, tokenizer = new_ranker(args.encoder, linear_dim=LINEAR_DIM, seed=args.seed)
     weights = {name: value.clone() for name, value in ranker.state_dict().items()}
+    theirs = scar_tool(args.encoder, weights, quadruples, args.steps)
     start = time.process_time()
     gate = GateConfig(gate="none")
     data = tokenize_quadruples(
@@ -111,14 +112,26 @@ def compare(args: argparse.Namespace) -> None:
         loss=LossConfig(),
         accelerator=Accelerator(cpu=True),
     )
-    theirs = scar_tool(args.encoder, weights, quadruples, args.steps)
-    rows = np.arange(len(quadruples))
-    batches = epoch_batches(rows, batch_size=args.batch_size, seed=args.seed, epoch=1)
+    batches = epoch_batches(
+        np.arange(len(quadruples)), batch_size=args.batch_size, seed=args.seed, epoch=1
+    )
+    print(f"batches of {args.batch_size}, {ours.batching}, {data.tokens_Q.mean():.0f} tokens a row")
+    take_turns(batches, ours=ours.step, theirs=theirs, tokenizing=tokenizing)
+
+
+def take_turns(
+    batches: list[NDArray[np.int64]],
+    *,
+    ours: Callable[[NDArray[np.int64]], float],
+    theirs: Callable[[NDArray[np.int64]], float],
+    tokenizing: float,
+) -> None:
+    """Give each batch to both, the first one in turn; print what it cost."""
     seconds: dict[str, list[float]] = {"ours": [], "scar-tool": []}
     gaps = []
     for number, rows_B in enumerate(batches):
         losses = {}
-        turns = [("ours", ours.step), ("scar-tool", theirs)]
+        turns = [("ours", ours), ("scar-tool", theirs)]
         for name, step in turns if number % 2 else turns[::-1]:
             start = time.process_time()
             losses[name] = step(rows_B)
@@ -126,7 +139,6 @@ def compare(args: argparse.Namespace) -> None:
         gaps.append(abs(losses["ours"] - losses["scar-tool"]))
         print(number, losses, {name: round(values[-1], 2) for name, values in seconds.items()})
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["scar-tool"], strict=True)]
-    print(f"batches of {args.batch_size}, {ours.batching}, {data.tokens_Q.mean():.0f} tokens a row")
     for name, values in seconds.items():
         print(f"{name}: {1 / median(values):.3f} steps per CPU second (median of {len(values)})")
     print(f"ratio: median {median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
