@@ -10,6 +10,7 @@ batches         quadruples as token ids, dealt into batches, shares and groups
 batching        texts end to end where that is right for an encoder, else padded
 deal            quadruples dealt to train, validation and test, augmented, tokenized
 accuracy        pairwise accuracy per kind and source, beside the length baseline
+heldout         pairs won on rows never seen, pooled over seeds, with intervals
 trainer         one step; no files
 epochs          the epochs, told as they go, the best one kept
 card            the model card
