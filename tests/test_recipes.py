@@ -13,13 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import cli
-from jobs.train_inputs import TrainConfig
+from jobs.sample.__main__ import encoder_folder
+from jobs.train import train
+from jobs.train_inputs import TrainConfig, prepare
 from scar_core.errors import InputError
+from scar_core.ranker.checkpoint import load_ranker, save_ranker
 from scar_core.ranker.encoding import TextTokenizer
 from scar_core.training.augment import AugmentConfig, cut, cut_copies, one_length
 from scar_core.training.deal import DealConfig, deal
 from scar_core.training.heldout import MEASURES, held_out, interval
 from scar_core.training.losses import LossConfig
+from scar_core.training.quadruple_files import read_quadruples
 from scar_core.training.quadruples import (
     Quadruple,
     QuadrupleColumns,
@@ -28,7 +32,9 @@ from scar_core.training.quadruples import (
 )
 from scar_core.training.split import SplitConfig, at_most_per_source, split_by_instruction
 from scar_core.training.trainer import Trainer, TrainingConfig
-from tests.tiny import tiny_ranker, tiny_tokenizer
+from tests.test_parity import our_scores, their_scores
+from tests.test_train_job import REAL, quad_rows, write_jsonl
+from tests.tiny import tiny_encoder, tiny_ranker, tiny_tokenizer
 
 RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
 PROSE = "First of all, look at it. Then think. Then do what you thought of, and look again. Done.\n"
@@ -193,6 +199,37 @@ def test_rewrites_of_one_text_are_on_one_side_though_all_share_an_instruction() 
     assert len({(row // 3, side) for side, part in enumerate(split) for row in part}) == 60
 
 
+def test_counts_close_with_sources_capped_and_copies_made(tmp_path: Path) -> None:
+    """Rows in = dropped + gated out + not sampled + the three sides; copies come on top."""
+    tiny_encoder().save_pretrained(tmp_path / "encoder")
+    tiny_tokenizer(tmp_path / "encoder")
+    rows = [*quad_rows(60), {"human": "a text", "referenced": "A text."}, {"human": "alone"}]
+    prepared = prepare(
+        TrainConfig(
+            quads=[write_jsonl(tmp_path / "quads.jsonl", rows)],
+            encoder=str(tmp_path / "encoder"),
+            out=str(tmp_path / "ranker"),
+            keep_unjudged=True,
+            missing_instruction="Write a text.",
+            max_per_source=10,
+            cut_copies=3,
+            max_tokens=32,
+            linear_dim=8,
+            limit_quads=50,
+        )
+    )
+    counts = prepared.counts
+    assert counts["rows_in"] == 62
+    assert counts["quarantined"] == {"fewer_than_two_responses": 2}
+    sides = sum(counts[side] for side in ("train", "validation", "test"))
+    assert 2 + counts["gated_out"] + counts["not_sampled"] + sides == 62
+    used = counts["train"] - counts["over_source_cap"]
+    assert 0 < used <= 21
+    assert counts["over_source_cap"] > 0
+    assert counts["cut_copies"] == 3 * used
+    assert len(prepared.sides.train) == 4 * used
+
+
 def trainer(**config: Any) -> Trainer:  # noqa: ANN401 - any field
     """A trainer on eight rows."""
     ranker, tokenizer = tiny_ranker()
@@ -307,3 +344,22 @@ def test_a_frozen_part_has_no_gradient_to_exchange() -> None:
     names = {name for name, value in training.ranker.named_parameters() if value.requires_grad}
     assert {name.split(".")[0] for name in names} == {"encoder", "relation_network", "output_layer"}
     assert not any(name.startswith(("encoder.embeddings", "encoder.encoder")) for name in names)
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.skipif(not REAL.exists(), reason="the shared real data is not here")
+def test_a_ranker_of_the_recipe_scores_real_pairs_in_scar_tool_as_here(tmp_path: Path) -> None:
+    """Twenty steps of it on real quadruples; then 60 real pairs of its own test side."""
+    argv = ["--config", str(RECIPES / "general.yaml"), "--quads", str(REAL), "--encoder"]
+    argv += [str(encoder_folder()), "--out", str(tmp_path / "ranker"), "--max-steps", "20"]
+    config = cli.parse(TrainConfig, [*argv, "--limit-quads", "400"], prog="", description="")
+    train(config)
+    ranker, tokenizer, _ = load_ranker(str(tmp_path / "ranker"))
+    save_ranker(str(tmp_path / "theirs"), ranker, tokenizer, card="#", for_scar_tool=True)
+    rows = read_quadruples([str(REAL)], QuadrupleColumns()).checked.quadruples[::60]
+    pairs = [(row.instruction, item.text) for row in rows for item in row.responses if item][:64]
+    ours = our_scores(str(tmp_path / "ranker"), pairs)
+    theirs = their_scores(str(tmp_path / "theirs"), pairs)
+    assert theirs.std() > 0.1
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)
