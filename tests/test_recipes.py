@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -356,6 +357,8 @@ def test_a_ranker_of_the_recipe_scores_real_pairs_in_scar_tool_as_here(tmp_path:
     config = cli.parse(TrainConfig, [*argv, "--limit-quads", "400"], prog="", description="")
     train(config)
     ranker, tokenizer, _ = load_ranker(str(tmp_path / "ranker"))
+    # scar-tool loads the base encoder first, from where this says.
+    ranker.config = replace(ranker.config, encoder_name=str(encoder_folder()))
     save_ranker(str(tmp_path / "theirs"), ranker, tokenizer, card="#", for_scar_tool=True)
     rows = read_quadruples([str(REAL)], QuadrupleColumns()).checked.quadruples[::60]
     pairs = [(row.instruction, item.text) for row in rows for item in row.responses if item][:64]
