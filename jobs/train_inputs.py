@@ -88,8 +88,8 @@ class Prepared:
     sides: Sides
     inputs: list[QuadrupleInput]
     counts: dict[str, Any]
-    """rows_in = quarantined + gated_out + not_sampled + train + validation + test. Of those to
-    train on, over_source_cap are not used; cut_copies come on top."""
+    """rows_in = quarantined + gated_out + not_sampled + over_source_cap + train + validation +
+    test; cut_copies are trained on beside `train`."""
 
 
 def prepare(config: TrainConfig) -> Prepared:
@@ -131,9 +131,9 @@ def prepare(config: TrainConfig) -> Prepared:
             "quarantined": checked.dropped,
             "gated_out": len(checked.quadruples) - len(passed),
             "not_sampled": len(passed) - len(kept),
-            **{side: len(rows) for side, rows in split._asdict().items()},
             "over_source_cap": over_cap,
-            "cut_copies": len(sides.train) - len(split.train) + over_cap,
+            **{side: len(rows) for side, rows in split._asdict().items()},
+            "cut_copies": len(sides.train) - len(split.train),
             "responses_set_aside": checked.set_aside,
             "pairs": gated.counts,
             "cut_tokens": int(data.texts.cut_N.sum()),

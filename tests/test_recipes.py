@@ -21,7 +21,7 @@ from scar_core.errors import InputError
 from scar_core.ranker.checkpoint import load_ranker, save_ranker
 from scar_core.ranker.encoding import TextTokenizer
 from scar_core.training.augment import AugmentConfig, cut, cut_copies, one_length
-from scar_core.training.deal import DealConfig, deal
+from scar_core.training.deal import DealConfig, Dealt, deal
 from scar_core.training.heldout import MEASURES, held_out, interval
 from scar_core.training.losses import LossConfig
 from scar_core.training.quadruple_files import read_quadruples
@@ -115,7 +115,7 @@ def test_responses_of_one_length_are_as_long_as_the_shortest() -> None:
     )
 
 
-def dealt(rows: list[Quadruple], **config: Any) -> Any:  # noqa: ANN401 - any field
+def dealt(rows: list[Quadruple], **config: Any) -> Dealt:  # noqa: ANN401 - any field
     """The rows dealt with these fields."""
     given_config = DealConfig(**{"validation_share": 0.2, "test_share": 0.2, **config})
     return deal(rows, given_config, TextTokenizer(tiny_tokenizer(), max_tokens=64))
@@ -124,31 +124,41 @@ def dealt(rows: list[Quadruple], **config: Any) -> Any:  # noqa: ANN401 - any fi
 def test_only_the_training_side_is_capped_and_copied() -> None:
     """Validation and test are what they are without; rows set apart join the test side last."""
     rows = [quadruple(number, source="ab"[number % 3 == 0]) for number in range(40)]
-    apart = [quadruple(100), quadruple(101)]
     plain = dealt(rows)
-    given_rows = dealt(
-        rows,
-        max_per_source=5,
-        cut_copies=2,
-    )
+    capped = dealt(rows, max_per_source=5, cut_copies=2)
     assert plain.sides.train.tolist() == plain.split.train
-    assert given_rows.split == plain.split
-    assert given_rows.sides.validation.tolist() == plain.sides.validation.tolist()
-    assert given_rows.sides.test.tolist() == plain.sides.test.tolist()
-    own = [row for row in given_rows.sides.train if row < 40]
-    assert sorted(rows[row].source for row in own) == ["a"] * 5 + ["b"] * 5
-    assert given_rows.over_cap == len(plain.split.train) - 10
-    assert given_rows.sides.train.tolist() == own + list(range(40, 60))
-    assert given_rows.data.sources_Q[40:60] == [rows[row].source for row in own] * 2
-    given_config = DealConfig(validation_share=0.2, test_share=0.2, cut_copies=1)
-    with_apart = deal(
-        rows, given_config, TextTokenizer(tiny_tokenizer(), max_tokens=64), set_apart=apart
+    for side in ("validation", "test"):
+        assert texts_of(capped, side) == texts_of(plain, side)
+    train = capped.sides.train
+    assert sorted(capped.data.sources_Q[row] for row in train[:10]) == ["a"] * 5 + ["b"] * 5
+    assert capped.over_cap == len(plain.split.train) - 10
+    assert len(train) == 30
+    assert texts_of(capped, "train")[:10] * 3 == texts_of(capped, "train")
+    assert set(texts_of(capped, "train")) < set(texts_of(plain, "train"))
+    shorter = capped.data.characters_QR[train[10:20]] < capped.data.characters_QR[train[:10]]
+    assert shorter[:, 2].all()
+
+
+def texts_of(deal_: Dealt, side: str) -> list[tuple[int, ...]]:
+    """Token ids of the instructions of one side, in its order."""
+    texts, rows = deal_.data.texts, getattr(deal_.sides, side)
+    return [tuple(texts.take([deal_.data.text_QS[row, 0]]).ids_T.tolist()) for row in rows]
+
+
+def test_rows_set_apart_join_the_test_side_last() -> None:
+    """They are neither split nor copied."""
+    rows = [quadruple(number) for number in range(20)]
+    apart = [quadruple(100), quadruple(101)]
+    found = deal(
+        rows,
+        DealConfig(validation_share=0.2, test_share=0.2, cut_copies=1),
+        TextTokenizer(tiny_tokenizer(), max_tokens=64),
+        set_apart=apart,
     )
-    assert with_apart.sides.test[-2:].tolist() == [
-        len(with_apart.data.kept_QK) - 2,
-        len(with_apart.data.kept_QK) - 1,
-    ]
-    assert not set(with_apart.sides.train) & set(with_apart.sides.test)
+    last = len(found.data.kept_QK) - 2
+    assert found.sides.test.tolist() == [*found.split.test, last, last + 1]
+    assert len(found.sides.train) == 2 * len(found.split.train)
+    assert last == 20 + len(found.split.train)
 
 
 def test_a_source_within_its_cap_is_left_whole_and_in_order() -> None:
@@ -223,8 +233,9 @@ def test_counts_close_with_sources_capped_and_copies_made(tmp_path: Path) -> Non
     assert counts["rows_in"] == 62
     assert counts["quarantined"] == {"fewer_than_two_responses": 2}
     sides = sum(counts[side] for side in ("train", "validation", "test"))
-    assert 2 + counts["gated_out"] + counts["not_sampled"] + sides == 62
-    used = counts["train"] - counts["over_source_cap"]
+    left_out = counts["gated_out"] + counts["not_sampled"] + counts["over_source_cap"]
+    assert 2 + left_out + sides == 62
+    used = counts["train"]
     assert 0 < used <= 21
     assert counts["over_source_cap"] > 0
     assert counts["cut_copies"] == 3 * used

@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     tiny_encoder().save_pretrained(folder / "encoder")
     tiny_tokenizer(folder / "encoder")
-    rows = quad_rows(60)
+    rows = quad_rows(90)
     for number in range(6):
         texts = {"human": f"a text {number}", "referenced": f"A better text, number {number}."}
         judged = {

@@ -46,7 +46,7 @@ class Dealt(NamedTuple):
     data: TokenizedQuadruples
     sides: Sides
     split: Split
-    """The quadruples themselves: without copies, before sources are capped."""
+    """The quadruples themselves, without copies and without those over the cap."""
     over_cap: int
     """Quadruples to train on that --max-per-source leaves out."""
 
@@ -62,22 +62,28 @@ def deal(
 
     Those set apart are not split: they join the test side, after its other rows.
     """
+    quadruples, over_cap = _capped(quadruples, config)
     split = split_by_instruction(quadruples, config)
-    train = split.train
-    if config.max_per_source is not None:
-        train = at_most_per_source(quadruples, train, limit=config.max_per_source, seed=config.seed)
-    copies = cut_copies([quadruples[row] for row in train], config, seed=config.seed)
+    copies = cut_copies([quadruples[row] for row in split.train], config, seed=config.seed)
     rows = [*quadruples, *copies, *set_apart]
     data = tokenize_quadruples(rows, gate_quadruples(rows, config).kept_QK, tokenizer)
     first_copy, first_apart = len(quadruples), len(quadruples) + len(copies)
     sides = Sides(
-        *(
-            np.array(positions, dtype=np.int64)
-            for positions in (
-                [*train, *range(first_copy, first_apart)],
-                split.validation,
-                [*split.test, *range(first_apart, len(rows))],
-            )
-        )
+        train=np.array([*split.train, *range(first_copy, first_apart)], dtype=np.int64),
+        validation=np.array(split.validation, dtype=np.int64),
+        test=np.array([*split.test, *range(first_apart, len(rows))], dtype=np.int64),
     )
-    return Dealt(data, sides, split, len(split.train) - len(train))
+    return Dealt(data, sides, split, over_cap)
+
+
+def _capped(quadruples: Sequence[Quadruple], config: DealConfig) -> tuple[Sequence[Quadruple], int]:
+    """Those left when sources are capped on the training side, and how many are not.
+
+    The side of a row does not depend on the others, so they can be split again.
+    """
+    if config.max_per_source is None:
+        return quadruples, 0
+    train = split_by_instruction(quadruples, config).train
+    kept = at_most_per_source(quadruples, train, limit=config.max_per_source, seed=config.seed)
+    over = set(train) - set(kept)
+    return [item for row, item in enumerate(quadruples) if row not in over], len(over)
