@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ class LeaveOneOutConfig(SweepConfig):
 
     recipes: list[str]
     """YAML files as `jobs.train --config` takes them; one or several, each a set of rows."""
-    sources: list[str] | None = None
+    sources: list[str] = field(default_factory=list)
     """Sources to leave out; by default all with at least 20 quadruples that have an instruction
     and a direct response."""
 
@@ -87,7 +87,7 @@ def chosen_sources(config: LeaveOneOutConfig, quadruples: Sequence[Quadruple]) -
     )
     if len({item.source for item in quadruples}) < 2:  # noqa: PLR2004 - one to leave out, one to keep
         raise InputError("all quadruples are of one source; to leave one out, bring two.")
-    missing = [source for source in config.sources or [] if source not in direct]
+    missing = [source for source in config.sources if source not in direct]
     if missing:
         found = ", ".join(f"{name} ({rows:,})" for name, rows in direct.most_common())
         raise InputError(

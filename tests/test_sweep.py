@@ -39,6 +39,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_encoder().save_pretrained(folder / "encoder")
     tiny_tokenizer(folder / "encoder")
     rows = quad_rows(90)
+    for row in rows[::5]:
+        row |= {"human_helpfulness": 2, "human_correctness": 3}
     for number in range(6):
         texts = {"human": f"a text {number}", "referenced": f"A better text, number {number}."}
         judged = {
