@@ -21,6 +21,7 @@ from scar_core.errors import InputError, RunError, ScarError
 from scar_core.manifest import software, to_json
 from scar_core.store_checks import check_readable, check_writable
 from scar_core.training.batches import gate_quadruples
+from scar_core.training.losses import GateConfig
 from scar_core.training.quadruple_files import read_quadruples
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _task(cell: Cell, config: SweepConfig, folder: str, data: list[str]) -> Task
     """Its result is named for all that decides it, so that no other is taken for it."""
     decides = [repr(replace(cell.config, quads=["-"], out="-")), data, config.measure_quads]
     decides += [cell.column if cell.leave_out else "", cell.own_only, cell.without_referenced]
-    decides += [repr(replace(cell.measured_by, quads=["-"], out="-", seed=0))]
+    decides += [repr(cli.part_of(cell.measured_by, GateConfig))]
     key = sha256(json.dumps(decides).encode()).hexdigest()[:16]
     return Task(
         cell,

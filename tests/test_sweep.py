@@ -91,7 +91,11 @@ def test_each_source_is_left_out_by_each_recipe_and_no_training_is_done_twice(pl
     second = cells_there(place, "loo")
     assert len(second) == 8
     assert first.items() <= second.items()
+    other_way_round = replace(twice, recipes=recipes[::-1])
+    again = leave_one_out.leave_one_out(other_way_round)
+    assert sorted(again, key=str) == sorted(rows, key=str)
     assert leave_one_out.leave_one_out(twice) == rows
+    assert cells_there(place, "loo") == second
     for row in rows:
         assert row["seeds"] == 2
         assert 5 < row["pairs"] <= 30
