@@ -59,20 +59,18 @@ def lengths(item: Quadruple) -> list[int]:
     return [len(response.text) for response in item.responses if response is not None]
 
 
-def test_copies_in_turn_have_one_length_and_lengths_drawn_by_chance() -> None:
-    """In equal copies length says nothing; in the others each role is the longest as often."""
-    rows = [quadruple(number) for number in range(200)]
+def test_copies_in_turn_have_one_length_and_the_better_response_shorter() -> None:
+    """Over many rows: in equal copies length says nothing, in reversed ones the wrong thing."""
+    rows = [quadruple(number) for number in range(60)]
     copies = cut_copies(rows, AugmentConfig(cut_copies=2), seed=0)
     assert [copy.instruction for copy in copies] == [row.instruction for row in rows] * 2
     assert all(copy.responses[0].quality == 7.0 for copy in copies if copy.responses[0])
-    equal, uneven = (
-        np.array([lengths(copy) for copy in part]) for part in (copies[:200], copies[200:])
+    equal, turned = (
+        np.array([lengths(copy) for copy in part]) for part in (copies[:60], copies[60:])
     )
     assert (equal.max(axis=1) - equal.min(axis=1) <= 0.31 * equal.max(axis=1)).all()
     assert abs(equal[:, 2] - equal[:, 0]).mean() < 0.1 * equal.mean()
-    apart = uneven[:, 2] - uneven[:, 0]
-    assert abs(apart).mean() > 0.25 * uneven.mean()
-    assert 0.4 < (apart[apart != 0] > 0).mean() < 0.6, "the direct one is three times as long whole"
+    assert (turned[:, 2] < turned[:, 0]).mean() > 0.9
     assert np.unique(equal[:, 0]).size > 10, "lengths are drawn, not fixed"
 
 

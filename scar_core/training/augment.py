@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 SHORTEST = 80  # characters: less shows hardly a sentence's style
 _BORDER = re.compile(r"\n|[.!?](?=\s)")
 _LATEST = 0.7  # share of the limit from which on a border is taken rather than filling the limit
+_SHRINK = ((1.0, 1.0), (0.6, 1.0), (0.4, 0.9))
+"""By role, the shares of the human response's length that a reversed copy keeps at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class AugmentConfig:
 
     cut_copies: int = 0
     """Copies of each quadruple trained on with its responses cut, at least 0: to one length in the
-    first, the third, ...; each to a length of its own, drawn by chance, in the others."""
+    first, the third, ...; the better the response, the shorter in the others."""
     max_per_source: int | None = None
     """Train on at most so many quadruples of one source, drawn by a seeded hash of its texts, at
     least 1; so that a large source does not drown the others."""
@@ -45,12 +47,10 @@ def cut_copies(
     """All cut copies of these quadruples, copy by copy; each depends on its own row and the seed.
 
     Most pairs in gathered data have the longer response on the better side, so a ranker can win
-    them by counting. Where lengths are equal, counting is of no use; where they are drawn by
-    chance, it misleads as often as it helps. No role is cut more than another: a ranker that saw
-    the better responses cut shorter learned to prefer what is short.
+    them by counting. In a copy of one length counting is of no use; in a reversed copy it misleads.
     """
     return [
-        _uneven_copy(item, _random(item, seed, copy))
+        _reversed_copy(item, _random(item, seed, copy))
         if copy % 2
         else _equal_copy(item, _random(item, seed, copy))
         for copy in range(config.cut_copies)
@@ -84,8 +84,9 @@ def _equal_copy(quadruple: Quadruple, random: Random) -> Quadruple:
     return _limited(quadruple, [length] * len(quadruple.responses))
 
 
-def _uneven_copy(quadruple: Quadruple, random: Random) -> Quadruple:
-    return _limited(quadruple, [_drawn_length(quadruple, random) for _ in quadruple.responses])
+def _reversed_copy(quadruple: Quadruple, random: Random) -> Quadruple:
+    length = _drawn_length(quadruple, random)
+    return _limited(quadruple, [int(length * random.uniform(*shares)) for shares in _SHRINK])
 
 
 def _drawn_length(quadruple: Quadruple, random: Random) -> int:
