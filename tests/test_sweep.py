@@ -123,7 +123,8 @@ def test_an_ablation_has_a_row_for_each_part(place: Path) -> None:
     assert pairs["without quality gate"] > pairs["full"] > pairs["without referenced"]
     assert pairs["without regulariser"] == pairs["encoder frozen"] == pairs["full"]
     assert len({row["longer wins"] for row in rows}) == 1
-    assert len({row["direct>human"] for row in rows}) > 1
+    means = {row["row"]: row["mean of kinds"] for row in rows}
+    assert means["encoder frozen"] < means["full"], "two epochs of a tiny encoder's heads alone"
     for row in rows:
         assert row["seeds"] == 2
         assert 0 <= row["mean of kinds"] <= 1
