@@ -3,6 +3,8 @@
 synthesize   (instruction, human) rows + an LLM → quadruples
 judge        quadruples + an LLM → the same with scores from 0 to 9
 train        quadruples → a ranker directory
+leave_one_out  recipes on sources that they did not train on
+ablate       what each part of a recipe is worth
 plan         pool + ranker → what scoring it would take, before anything is paid for
 score        pool + ranker → scores, one sidecar per unit
 select_rows  scores + a share → the best rows, exactly, with a manifest and a report

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
@@ -29,6 +29,8 @@ JOBS = {
     "synthesize": "jobs.synthesize",
     "judge": "jobs.judge",
     "train": "jobs.train",
+    "leave-one-out": "jobs.leave_one_out",
+    "ablate": "jobs.ablate",
     "plan": "jobs.plan",
     "score": "jobs.score",
     "select": "jobs.select_rows",
@@ -161,6 +163,12 @@ def parse(
 def resolved(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any config dataclass
     """A config as stored in a manifest."""
     return asdict(config)
+
+
+def part_of(config: Any, part: type[Config]) -> Config:  # noqa: ANN401 - as above
+    """One of the configs that a job's config is made of."""
+    names = [field.name for field in fields(part)]  # type: ignore[arg-type]
+    return part(**{name: getattr(config, name) for name in names})
 
 
 def run_job(job: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:

@@ -7,10 +7,10 @@ import os
 import sys
 import tempfile
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import timedelta
 from threading import Thread
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -44,8 +44,6 @@ logger = logging.getLogger("scar_curate")
 
 LOG_NAME = "training.json"
 """Beside the ranker: every epoch's progress, every step's loss and gradient norm."""
-
-_Part = TypeVar("_Part")
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -94,8 +92,8 @@ def run_workers(config: TrainConfig, prepared: Prepared, *, cpus: int) -> Traine
             ranker_ref=ray.put(prepared.ranker),
             data_ref=ray.put(prepared.data),
             sides=prepared.sides,
-            training=_part_of(config, TrainingConfig),
-            loss=_part_of(config, LossConfig),
+            training=cli.part_of(config, TrainingConfig),
+            loss=cli.part_of(config, LossConfig),
             seed=config.seed,
             threads=cpus,
             told=queue,
@@ -121,12 +119,6 @@ def run_workers(config: TrainConfig, prepared: Prepared, *, cpus: int) -> Traine
     if isinstance(answer, NonFiniteError):
         raise answer
     return answer
-
-
-def _part_of(config: TrainConfig, part: type[_Part]) -> _Part:
-    """One of the configs that TrainConfig is made of."""
-    names = [field.name for field in fields(part)]  # type: ignore[arg-type]
-    return part(**{name: getattr(config, name) for name in names})
 
 
 def _broken(error: TrainingFailedError) -> str:

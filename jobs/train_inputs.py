@@ -20,23 +20,24 @@ from scar_core.ranker.checkpoint import new_ranker
 from scar_core.ranker.encoding import TextTokenizer
 from scar_core.ranker.packing import longest_text
 from scar_core.store_checks import check_readable, check_writable
-from scar_core.training.batches import gate_quadruples, tokenize_quadruples
-from scar_core.training.epochs import Sides
-from scar_core.training.losses import Gate, GateConfig, LossConfig  # noqa: F401 - Gate: as above
+from scar_core.training.batches import gate_quadruples
+from scar_core.training.deal import DealConfig, deal
+from scar_core.training.losses import Gate, LossConfig  # noqa: F401 - Gate: as above
 from scar_core.training.quadruple_files import QuadrupleInput, read_quadruples
 from scar_core.training.quadruples import CheckedQuadruples, Quadruple, QuadrupleColumns
-from scar_core.training.split import SplitConfig, sample, split_by_instruction
+from scar_core.training.split import sample
 from scar_core.training.trainer import TrainingConfig
 
 if TYPE_CHECKING:
     from scar_core.ranker.model import Ranker
     from scar_core.training.batches import GatedQuadruples, TokenizedQuadruples
+    from scar_core.training.deal import Sides
 
 logger = logging.getLogger("scar_curate")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(QuadrupleColumns, SplitConfig, GateConfig, LossConfig, TrainingConfig):
+class TrainConfig(QuadrupleColumns, DealConfig, LossConfig, TrainingConfig):
     """Train a ranker on quadruples."""
 
     quads: list[str]
@@ -65,7 +66,7 @@ class TrainConfig(QuadrupleColumns, SplitConfig, GateConfig, LossConfig, Trainin
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
-        for part in (QuadrupleColumns, SplitConfig, GateConfig, LossConfig, TrainingConfig):
+        for part in (QuadrupleColumns, DealConfig, LossConfig, TrainingConfig):
             part.__post_init__(self)
         if not self.quads:
             raise ValueError("quads must name at least one file or data set")
@@ -90,7 +91,8 @@ class Prepared:
     sides: Sides
     inputs: list[QuadrupleInput]
     counts: dict[str, Any]
-    """rows_in = quarantined + gated_out + not_sampled + train + validation + test."""
+    """rows_in = quarantined + gated_out + not_sampled + over_source_cap + train + validation +
+    test; cut_copies are trained on beside `train`."""
 
 
 def prepare(config: TrainConfig) -> Prepared:
@@ -111,31 +113,30 @@ def prepare(config: TrainConfig) -> Prepared:
         raise InputError(_nothing_passed(config, checked, gated))
     limit = len(passed) if config.limit_quads is None else config.limit_quads
     kept = sample(passed, limit=limit, seed=config.seed)
-    split = split_by_instruction(kept, config)
+    ranker, tokenizer = new_ranker(config.encoder, linear_dim=config.linear_dim, seed=config.seed)
+    _check_max_tokens(config, ranker)
+    data, sides, split, over_cap = deal(
+        kept, config, TextTokenizer(tokenizer, max_tokens=config.max_tokens)
+    )
     if not split.train:
         raise InputError(
             f"{', '.join(config.quads)}: all {len(kept):,} quadruples fell to validation and test. "
             "Bring more, or lower --validation-share and --test-share."
         )
-    ranker, tokenizer = new_ranker(config.encoder, linear_dim=config.linear_dim, seed=config.seed)
-    _check_max_tokens(config, ranker)
-    data = tokenize_quadruples(
-        kept,
-        gate_quadruples(kept, config).kept_QK,
-        TextTokenizer(tokenizer, max_tokens=config.max_tokens),
-    )
     return Prepared(
         ranker=ranker,
         tokenizer=tokenizer,
         data=data,
-        sides=Sides(*(np.array(rows, dtype=np.int64) for rows in split)),
+        sides=sides,
         inputs=inputs,
         counts={
             "rows_in": checked.rows_in,
             "quarantined": checked.dropped,
             "gated_out": len(checked.quadruples) - len(passed),
             "not_sampled": len(passed) - len(kept),
+            "over_source_cap": over_cap,
             **{side: len(rows) for side, rows in split._asdict().items()},
+            "cut_copies": len(sides.train) - len(split.train),
             "responses_set_aside": checked.set_aside,
             "pairs": gated.counts,
             "kept_by_gate": gated.kept_by_gate,

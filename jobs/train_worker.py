@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scar_core.errors import NonFiniteError
-from scar_core.training.epochs import Progress, Sides, Trained, train
+from scar_core.training.epochs import Progress, Trained, train
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
 
+    from scar_core.training.deal import Sides
     from scar_core.training.losses import LossConfig
     from scar_core.training.trainer import TrainingConfig
 

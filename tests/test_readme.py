@@ -18,6 +18,8 @@ CONFIGS = {
     "jobs.synthesize": "SynthesizeConfig",
     "jobs.judge": "JudgeConfig",
     "jobs.train": "TrainConfig",
+    "jobs.leave_one_out": "LeaveOneOutConfig",
+    "jobs.ablate": "AblateConfig",
     "jobs.plan": "PlanConfig",
     "jobs.score": "ScoreConfig",
     "jobs.select_rows": "SelectConfig",

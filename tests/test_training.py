@@ -34,7 +34,8 @@ from scar_core.training.batches import (
     tokenize_quadruples,
 )
 from scar_core.training.batching import ENCODE, use_batching
-from scar_core.training.epochs import Progress, Sides, Trained, count_steps, train
+from scar_core.training.deal import Sides
+from scar_core.training.epochs import Progress, Trained, count_steps, train
 from scar_core.training.losses import GateConfig, LossConfig
 from scar_core.training.quadruples import DIRECT, HUMAN, PAIR_KINDS, REFERENCED, Quadruple, Response
 from scar_core.training.trainer import (

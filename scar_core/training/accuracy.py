@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest, spearmanr
@@ -50,6 +50,17 @@ class AccuracyRow:
     """The accuracy on those, where length is no help."""
 
 
+class PairOutcomes(NamedTuple):
+    """Whether the better response of each pair wins, and what its length has to do with it."""
+
+    won_QK: NDArray[np.float64]
+    """1 where the better response has the higher score, 0.5 where they are equal, else 0."""
+    longer_QK: NDArray[np.float64]
+    """The same with lengths as scores."""
+    matched_QK: NDArray[np.bool_]
+    """Whether the lengths differ by at most a tenth of the longer one."""
+
+
 def accuracy_rows(
     score_QR: NDArray[np.floating],
     characters_QR: NDArray[np.integer],
@@ -61,9 +72,8 @@ def accuracy_rows(
     Only pairs marked in `pairs_QK` count; kinds and sources without any are left out. Sources
     come in alphabetical order.
     """
-    won_QK = _wins(score_QR)
-    longer_QK = _wins(characters_QR)
-    matched_QK = pairs_QK & _length_matched(characters_QR)
+    won_QK, longer_QK, matched_QK = pair_outcomes(score_QR, characters_QR)
+    matched_QK = pairs_QK & matched_QK
     rows = []
     for kind, source, group_QK in _groups(np.asarray(sources_Q, dtype=object)):
         chosen_QK = pairs_QK & group_QK
@@ -84,6 +94,13 @@ def accuracy_rows(
             )
         )
     return rows
+
+
+def pair_outcomes(
+    score_QR: NDArray[np.floating], characters_QR: NDArray[np.integer]
+) -> PairOutcomes:
+    """What scores and lengths make of every pair; where a response is missing, anything."""
+    return PairOutcomes(_wins(score_QR), _wins(characters_QR), _length_matched(characters_QR))
 
 
 def mean_accuracy(score_QR: NDArray[np.floating], pairs_QK: NDArray[np.bool_]) -> float | None:

@@ -66,8 +66,10 @@ itself, and of better quality (SCAR, arXiv 2406.10882). Load it with SCAR Curate
 ## Data
 
 {counts["rows_in"]:,} quadruples read; dropped: {dropped}; {counts["gated_out"]:,} without a pair
-that passed the quality gate; {counts["not_sampled"]:,} not sampled. Split by instruction:
-{counts["train"]:,} to train, {counts["validation"]:,} to validate, {counts["test"]:,} to test.
+that passed the quality gate; {counts["not_sampled"]:,} not sampled;
+{counts["over_source_cap"]:,} over the cap of their source. Split by instruction:
+{counts["train"]:,} to train, with {counts["cut_copies"]:,} copies cut short beside them,
+{counts["validation"]:,} to validate, {counts["test"]:,} to test.
 
 The gate `{config["gate"]}` keeps a pair when {passes} and the texts differ. A quality is
 the mean of helpfulness and correctness. Pairs without the judge scores it needs were {unjudged}.

@@ -19,18 +19,10 @@ if TYPE_CHECKING:
 
     from scar_core.ranker.model import Ranker
     from scar_core.training.batches import TokenizedQuadruples
+    from scar_core.training.deal import Sides
     from scar_core.training.losses import LossConfig
 
 _REPORT_SECONDS = 15.0
-
-
-class Sides(NamedTuple):
-    """Positions of quadruples in the tokenized data."""
-
-    train: NDArray[np.int64]
-    validation: NDArray[np.int64]
-    """Their accuracy decides which epoch is the best."""
-    test: NDArray[np.int64]
 
 
 class Progress(NamedTuple):

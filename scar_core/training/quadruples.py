@@ -57,6 +57,19 @@ class Quadruple:
     """In the order of ROLES; at least two are there."""
     source: str
     """Where the row comes from; `unknown` where nothing says it."""
+    instruction_is_own: bool = True
+    """False where the row had none and `missing_instruction` stands in for it."""
+
+    @property
+    def family(self) -> str:
+        """What rows of one side of a split have in common: the instruction.
+
+        One that stands in for many says nothing of them; then it is the first response there, the
+        human's text where there is one, of which there may be several rewrites.
+        """
+        if self.instruction_is_own:
+            return self.instruction
+        return next(response.text for response in self.responses if response is not None)
 
     def comparable(self, kind: PairKind) -> bool:
         """Whether both responses of a pair are there and their texts differ."""
@@ -82,6 +95,9 @@ class QuadrupleColumns:
     """Field with a judge's helpfulness, 0 to 9; {role} stands for human, referenced and direct."""
     correctness_column: str = "{role}_correctness"
     """Field with a judge's correctness, 0 to 9; {role} as above."""
+    missing_instruction: str | None = None
+    """Stands in where a row has no instruction; by default such rows are dropped. Best a neutral
+    one, such as "Write a text.": the pair teaches style, and nothing about instructions."""
     max_text_bytes: int = 1_000_000
     """A text that takes more bytes of UTF-8 is not used; at least 1."""
 
@@ -92,6 +108,8 @@ class QuadrupleColumns:
         for name in ("helpfulness_column", "correctness_column"):
             if "{role}" not in getattr(self, name):
                 raise ValueError(f"{name} must contain {{role}}, got {getattr(self, name)!r}")
+        if self.missing_instruction is not None and not self.missing_instruction.strip():
+            raise ValueError("missing_instruction must be a text, got nothing but white space")
         names = [self.instruction_column, *self.response_columns]
         if len(set(names)) < len(names):
             raise ValueError(f"one column for two things: {', '.join(names)}")
@@ -129,7 +147,7 @@ def check_columns(names: Sequence[str], columns: QuadrupleColumns, *, where: str
     found = [name for name in columns.response_columns if name in names]
     missing = [name for name in columns.response_columns if name not in names]
     problem = ""
-    if columns.instruction_column not in names:
+    if columns.instruction_column not in names and columns.missing_instruction is None:
         problem = f"no column {columns.instruction_column!r}"
     elif len(found) < 2:  # noqa: PLR2004 - a pair
         problem = f"two columns of responses are needed, but there is no {' and no '.join(missing)}"
@@ -156,6 +174,9 @@ def check_quadruples(
     for row in rows:
         rows_in += 1
         instruction, reason = check_text(row.get(columns.instruction_column), columns)
+        is_own = instruction is not None
+        if not is_own and not reason:
+            instruction = columns.missing_instruction
         if instruction is None:
             dropped[f"instruction_{reason or 'missing'}"] += 1
             continue
@@ -170,6 +191,7 @@ def check_quadruples(
                 instruction=instruction,
                 responses=responses,
                 source="unknown" if source is None else str(source),
+                instruction_is_own=is_own,
             )
         )
     return CheckedQuadruples(

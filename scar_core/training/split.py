@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
@@ -46,12 +47,13 @@ class Split(NamedTuple):
 def split_by_instruction(quadruples: Sequence[Quadruple], config: SplitConfig) -> Split:
     """All rows of one instruction on one side, by a seeded hash of it.
 
-    Instructions that differ only in case or white space count as one. The side does not depend on
+    Instructions that differ only in case or white space count as one; where one stands in for many
+    (`missing_instruction`), it is the first response's text. The side does not depend on
     the other rows, so data that grows moves no old row from test to train.
     """
     split = Split([], [], [])
     for position, quadruple in enumerate(quadruples):
-        drawn = _draw(quadruple.instruction, config.seed)
+        drawn = _draw(quadruple.family, config.seed)
         if drawn < config.test_share:
             split.test.append(position)
         elif drawn < config.test_share + config.validation_share:
@@ -63,14 +65,35 @@ def split_by_instruction(quadruples: Sequence[Quadruple], config: SplitConfig) -
 
 def sample(quadruples: list[Quadruple], *, limit: int, seed: int) -> list[Quadruple]:
     """At most `limit` of them, drawn by a seeded hash of the instruction, in input order."""
-    order = sorted(
-        range(len(quadruples)), key=lambda index: _draw(quadruples[index].instruction, ~seed)
-    )
+    order = sorted(range(len(quadruples)), key=lambda index: _draw(quadruples[index].family, ~seed))
     return [quadruples[index] for index in sorted(order[:limit])]
 
 
-def _draw(instruction: str, seed: int) -> float:
-    """A number in [0, 1) that only the instruction and the seed decide."""
-    words = " ".join(instruction.casefold().split())
+def at_most_per_source(
+    quadruples: Sequence[Quadruple], rows: Sequence[int], *, limit: int, seed: int
+) -> list[int]:
+    """Of these rows at most `limit` of each source, in the order given; drawn by a seeded hash.
+
+    Of all texts, not of the instruction alone: else rewrites of one text would come together.
+    """
+
+    def texts(row: int) -> str:
+        responses = [item.text for item in quadruples[row].responses if item is not None]
+        return "\n".join([quadruples[row].instruction, *responses])
+
+    order = sorted(rows, key=lambda row: _draw(texts(row), seed))
+    taken: Counter[str] = Counter()
+    kept = set()
+    for row in order:
+        source = quadruples[row].source
+        if taken[source] < limit:
+            taken[source] += 1
+            kept.add(row)
+    return [row for row in rows if row in kept]
+
+
+def _draw(text: str, seed: int) -> float:
+    """A number in [0, 1) that only the text's words and the seed decide."""
+    words = " ".join(text.casefold().split())
     digest = blake2b(f"{seed}\n{words}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
