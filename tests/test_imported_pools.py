@@ -78,6 +78,7 @@ def test_every_format_gets_the_scores_and_the_selection_of_parquet(
     assert "b.jsonl: changed since it was scored" in capsys.readouterr().out
 
 
+@pytest.mark.soak
 def test_copies_that_were_deleted_are_made_again_and_nothing_is_scored_anew(
     tmp_path: Path, ranker: Path
 ) -> None:
@@ -94,13 +95,13 @@ def test_copies_that_were_deleted_are_made_again_and_nothing_is_scored_anew(
 
 
 def test_a_file_that_cannot_be_imported_stops_a_run_or_is_quarantined(
-    tmp_path: Path, ranker: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, ranker: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As a bad Parquet file does, with its reason."""
     write_all(tmp_path / "pool", {"b.jsonl": jsonl(ROWS), "bad.csv": b'instruction,response\n"a'})
     flags = [*arguments(tmp_path, ranker), "--keep", "20%"]
     assert cli.run_job(curate.job, flags) == 2
-    assert "bad.csv: cannot be read as csv" in caplog.text
+    assert "bad.csv: cannot be read as csv" in capsys.readouterr().err
     run = curate_run(*flags, "--on-bad-file", "quarantine")
     assert manifest_of(run)["counts"]["rows_in"] == 50
     scores = manifest_of(next((tmp_path / "out/scores/runs").iterdir()))
