@@ -8,7 +8,8 @@ import gzip
 import io
 import json
 import lzma
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,9 +26,7 @@ from scar_core.pool.kinds import FormatConfig, kind_of, read_ends
 from scar_core.pool.units import UnitConfig, plan_units, read_ranges
 from tests.pools import COLUMNS, texts
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+DATA = Path(__file__).parent.parent.parent / "shared/data"
 ROWS = [
     {"instruction": f"Frage {row}\nmit Zeile, und „Komma“", "response": f'"a";\t{row} 🙂'}
     for row in range(50)
@@ -38,7 +37,7 @@ def jsonl(rows: list[Any]) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
-def as_csv(rows: list[dict[str, str]], delimiter: str = ",") -> bytes:
+def as_csv(rows: list[dict[str, Any]], delimiter: str = ",") -> bytes:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter)
     writer.writeheader()
@@ -46,7 +45,7 @@ def as_csv(rows: list[dict[str, str]], delimiter: str = ",") -> bytes:
     return text.getvalue().encode()
 
 
-def as_arrow(rows: list[dict[str, str]], *, stream: bool) -> bytes:
+def as_arrow(rows: list[dict[str, Any]], *, stream: bool) -> bytes:
     table = pa.Table.from_pylist(rows)
     sink = io.BytesIO()
     new = pa.ipc.new_stream if stream else pa.ipc.new_file
@@ -55,7 +54,7 @@ def as_arrow(rows: list[dict[str, str]], *, stream: bool) -> bytes:
     return sink.getvalue()
 
 
-def as_parquet(rows: list[dict[str, str]]) -> bytes:
+def as_parquet(rows: list[dict[str, Any]]) -> bytes:
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), sink)
     return sink.getvalue()
@@ -69,7 +68,7 @@ def zst(data: bytes) -> bytes:
     )
 
 
-def written(rows: list[dict[str, str]]) -> dict[str, bytes]:
+def written(rows: list[dict[str, Any]]) -> dict[str, bytes]:
     """The same rows as files of every format, by name."""
     lines, columns = jsonl(rows), {name: [row[name] for row in rows] for name in rows[0]}
     return {
@@ -407,3 +406,21 @@ def test_pool_and_copies_may_lie_in_any_store(folder: str) -> None:
     for file in files:
         assert file.rows_url.startswith(f"{scores}/imported/")
         assert rows_of(file) == ROWS, file.path
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not DATA.exists(), reason=f"{DATA} is not there")
+@pytest.mark.parametrize("name", ["pool_human", "pool_llm_misc", "pool_t0_50k"])
+def test_real_rows_are_the_same_through_every_format(tmp_path: Path, name: str) -> None:
+    """All rows of a real pool, with all their columns; CSV has no nulls and no types."""
+    rows = pq.read_table(DATA / f"{name}.parquet").to_pylist()
+    everything = written(rows)
+    write_all(tmp_path / "pool", everything)
+    importing = Imports(scores=str(tmp_path / "scores"))
+    pool = [str(tmp_path / "pool" / file) for file in everything]
+    as_text = [
+        {column: "" if value is None else str(value) for column, value in row.items()}
+        for row in rows
+    ]
+    for file in open_pool(pool, COLUMNS, importing=importing):
+        assert rows_of(file) == (as_text if file.format.startswith("csv") else rows), file.path
