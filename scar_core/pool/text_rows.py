@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 MOST_ROW_BYTES = 256 * 2**20
 # Of a JSON file that is an object: it is parsed whole.
 MOST_OBJECT_BYTES = 256 * 2**20
-_READ_CHARACTERS = 2**20
+# Little: what is held is copied at every item of a list.
+_READ_CHARACTERS = 2**16
+# Longer than any token of JSON but a string: an error so near to the end may be of a cut one.
+_TOKEN = 16
 _BLANK = " \t\r\n"
 
 
@@ -151,8 +154,10 @@ def _item(characters: TextIO, held: str, number: int) -> tuple[Any, str, str]:
             fault = "the list has no end"
         except RecursionError as error:
             raise _StoppedError(f"item {number:,}: {error}") from error
-        except ValueError as error:
-            value, end, fault = None, len(held), str(error)
+        except json.JSONDecodeError as error:
+            value, end, fault = None, len(held), error.msg
+            if len(held) - error.pos > _TOKEN and not fault.startswith("Unterminated"):
+                raise _StoppedError(f"item {number:,} is not JSON: {fault}") from error
         if end < len(held):  # else a number may go on
             return value, held[:end], held[end:]
         # As much again, so that a long item is parsed a few times and not a thousand.
