@@ -49,7 +49,7 @@ class DoctorConfig(CurateConfig):
     """Check what a `curate` with the same flags would meet; what is not given is not checked."""
 
     pool: list[str] = field(default_factory=list)
-    """Parquet files, folders and globs; one or several. Of each a file is read."""
+    """Files, folders and globs; one or several. Of each a file is read."""
     ranker: str = ""
     """Ranker directory, or the hub name of one; it is loaded on an actor, and scores one pair."""
     out: str = ""

@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from jobs import cli
@@ -18,19 +19,24 @@ from jobs.score_plan import look_at
 from scar_core import storage
 from scar_core.errors import InputError
 from scar_core.manifest import to_json
+from scar_core.pool.files import Imports
+from scar_core.pool.imports import make_copies
 from scar_core.selection.keep import KeepAbove, KeepTokens, parse_keep
 from scar_core.store_checks import check_readable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from jobs.score_plan import Plan
     from jobs.throughput import Throughput
     from jobs.token_sample import TokenSample
+    from scar_core.pool.imports import Import, Outcome
 
 logger = logging.getLogger("scar_curate")
 
 LEAST_SAMPLE_ROWS = 128
+# Of files that are no Parquet; a core takes about a minute.
+MOST_IMPORT_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +101,19 @@ def estimate(config: PlanConfig) -> dict[str, Any]:
     Raises:
         ScarError: as the job itself would, before it starts; or as `measured` does.
     """
+    with TemporaryDirectory(prefix="scar-plan-") as aside:
+        return _estimated(config, aside)
+
+
+def _estimated(config: PlanConfig, aside: str) -> dict[str, Any]:
     places = (config.out, config.scores)
     check_readable([*config.pool, config.ranker, *filter(None, places)])
     _check_out(config)
     started = time.perf_counter()
-    plan = look_at(config, scores=config.scores_folder)
+    importing = Imports(
+        scores=storage.absolute(config.scores_folder), config=config, make=_import_few, aside=aside
+    )
+    plan = look_at(config, scores=config.scores_folder, importing=importing)
     planned_seconds = time.perf_counter() - started
     missing = plan.missing
     sample = _sampled(config, plan)
@@ -119,6 +133,22 @@ def estimate(config: PlanConfig) -> dict[str, Any]:
     report["sizes"] = sizes_of(config, plan, report)
     report["notes"] = _notes(config, plan, report)
     return report
+
+
+def _import_few(tasks: Sequence[Import]) -> Iterator[Outcome]:
+    """Copies of files that are no Parquet, for the length of a plan, on this machine.
+
+    Raises:
+        InputError: they are too large for that.
+    """
+    size = sum(task.info.size_bytes for task in tasks)
+    if size > MOST_IMPORT_BYTES:
+        raise InputError(
+            f"{len(tasks):,} files of the pool, {size / 2**20:,.0f} MiB, are no Parquet and were "
+            f"not imported yet; a plan imports {MOST_IMPORT_BYTES >> 20} MiB at most, and keeps "
+            "none. Plan for some of them, or start the run: it imports them first."
+        )
+    return make_copies(tasks)
 
 
 def _check_out(config: PlanConfig) -> None:

@@ -212,4 +212,5 @@ def _pool_entry(file: PoolFile, folder: str) -> dict[str, Any]:
         "url": storage.portable(file.url, base=folder),
         "fingerprint": file.fingerprint,
         "rows": file.rows,
+        **({"format": file.format} if file.copy else {}),
     }

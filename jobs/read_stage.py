@@ -97,7 +97,10 @@ def _read_pairs(
         columns=[columns.instruction_column, columns.response_column],
     )
     for (unit, offsets), table in zip(task.wanted(), tables, strict=True):
-        yield unit, offsets, check_pairs(take_rows(table, offsets - offsets[0]), columns)
+        pairs = check_pairs(take_rows(table, offsets - offsets[0]), columns)
+        for position in task.file.broken_among(unit.row_start + offsets):
+            pairs.reasons[position] = task.file.broken_reason
+        yield unit, offsets, pairs
 
 
 def _tokenized(

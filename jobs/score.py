@@ -21,6 +21,7 @@ from scar_core.errors import IncompleteError, RunError
 from scar_core.manifest import MANIFEST_NAME, new_run_id, read_manifest
 from scar_core.pool.files import BadFile
 from scar_core.pool.filters import FilterConfig
+from scar_core.pool.kinds import FormatConfig
 from scar_core.pool.quarantine import QuarantineConfig
 from scar_core.pool.rows import PairColumns
 from scar_core.pool.units import UnitConfig
@@ -39,11 +40,14 @@ UNITS_PER_READ = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreInput(PairColumns, UnitConfig, FilterConfig, ActorConfig, QuarantineConfig):
+class ScoreInput(
+    PairColumns, FormatConfig, UnitConfig, FilterConfig, ActorConfig, QuarantineConfig
+):
     """A pool, and how it is scored."""
 
     pool: list[str]
-    """Parquet files, folders and globs; one or several."""
+    """Files, folders and globs, one or several: Parquet, JSONL, JSON, CSV, Arrow, and what
+    `save_to_disk` of datasets wrote."""
     ranker: str
     """Ranker directory, or the hub name of one that scar-tool published."""
     max_tokens: int = 512
@@ -57,6 +61,7 @@ class ScoreInput(PairColumns, UnitConfig, FilterConfig, ActorConfig, QuarantineC
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
         PairColumns.__post_init__(self)
+        FormatConfig.__post_init__(self)
         UnitConfig.__post_init__(self)
         FilterConfig.__post_init__(self)
         ActorConfig.__post_init__(self)

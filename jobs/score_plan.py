@@ -6,19 +6,22 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from jobs import cli, pipeline
 from jobs.events import tell
 from jobs.filtering import MadeFilters, make_filters
 from scar_core import storage
-from scar_core.pool.files import BadFile, PoolFile, open_pool, open_sound_files
+from scar_core.pool.files import BadFile, Imports, PoolFile, open_pool, open_sound_files
 from scar_core.pool.filters import Filters
+from scar_core.pool.imports import make_copy
 from scar_core.pool.sidecars import ScoringKey, Sidecar, find_finished
 from scar_core.pool.units import Unit, plan_units
 from scar_core.store_checks import check_readable, check_writable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from jobs.score import ScoreConfig, ScoreInput
+    from scar_core.pool.imports import Import, Outcome
     from scar_core.ranker.model import RankerConfig
 
 logger = logging.getLogger("scar_curate")
@@ -103,13 +106,20 @@ def make_plan(config: ScoreConfig) -> Plan:
     """
     check_readable([*config.pool, config.ranker, *config.benchmarks])
     check_writable(storage.absolute(config.out))
-    plan = look_at(config, scores=config.out)
+    importing = Imports(scores=storage.absolute(config.out), config=config, make=import_on_workers)
+    plan = look_at(config, scores=config.out, importing=importing)
     plan.made.store()
     return plan
 
 
-def look_at(config: ScoreInput, *, scores: str) -> Plan:
-    """Read footers and list the sidecars in a scores directory; nothing is started or written.
+def import_on_workers(tasks: Sequence[Import]) -> Iterator[Outcome]:
+    """Make the copies of files that are no Parquet, on any CPU of the cluster."""
+    with cli.connected():
+        yield from pipeline.run(make_copy, tasks)
+
+
+def look_at(config: ScoreInput, *, scores: str, importing: Imports) -> Plan:
+    """Read footers and list the sidecars in a scores directory; only copies may be written.
 
     Raises:
         InputError: the pool or the ranker needs fixing.
@@ -117,7 +127,7 @@ def look_at(config: ScoreInput, *, scores: str) -> Plan:
     from scar_core.ranker.checkpoint import check_ranker, ranker_fingerprint  # noqa: PLC0415 - torch
 
     ranker = check_ranker(config.ranker)
-    files, bad_files = _open_files(config)
+    files, bad_files = _open_files(config, importing)
     units = plan_units(files, config)
     made = make_filters(config, scores=storage.absolute(scores))
     key = ScoringKey(
@@ -150,11 +160,11 @@ def look_at(config: ScoreInput, *, scores: str) -> Plan:
     return plan
 
 
-def _open_files(config: ScoreInput) -> tuple[list[PoolFile], list[BadFile]]:
+def _open_files(config: ScoreInput, importing: Imports) -> tuple[list[PoolFile], list[BadFile]]:
     """The sound and the bad files of the pool."""
     if config.on_bad_file == "fail":
-        return open_pool(config.pool, config), []
-    files, bad = open_sound_files(config.pool, config)
+        return open_pool(config.pool, config, importing=importing), []
+    files, bad = open_sound_files(config.pool, config, importing=importing)
     for file in bad[:FILES_TOLD]:
         logger.warning("quarantined: %s", file.message)
     if len(bad) > FILES_TOLD:

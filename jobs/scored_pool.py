@@ -12,7 +12,8 @@ from jobs.select_stages import ScoredUnit
 from scar_core import storage
 from scar_core.errors import InputError
 from scar_core.manifest import follow_pointer, read_manifest
-from scar_core.pool.files import FOOTER_THREADS, PoolFile, open_file
+from scar_core.pool.files import FOOTER_THREADS, Imports, PoolFile, reopen
+from scar_core.pool.kinds import FormatConfig
 from scar_core.pool.rows import PairColumns
 from scar_core.pool.units import Unit
 
@@ -99,7 +100,8 @@ def reopened(scores: Scores, path: str) -> PoolFile:
         InputError: it is gone, or has changed since it was scored.
     """
     (entry,) = (one for one in scores.manifest["inputs"][1]["files"] if one["path"] == path)
-    return _open_pool_file(entry, scores.folder, scores.columns)
+    importing = _importing(scores.manifest, scores.folder)
+    return _open_pool_file(entry, scores.folder, scores.columns, importing)
 
 
 def columns_of_key(key: dict[str, Any]) -> PairColumns:
@@ -117,10 +119,11 @@ def open_pool_files(
     Raises:
         AccessError: the store refuses; no file is blamed.
     """
+    importing = _importing(manifest, folder)
 
     def opened(entry: dict[str, Any]) -> PoolFile | InputError:
         try:
-            return _open_pool_file(entry, folder, columns)
+            return _open_pool_file(entry, folder, columns, importing)
         except InputError as error:
             return error
 
@@ -128,14 +131,28 @@ def open_pool_files(
         yield from threads.map(opened, manifest["inputs"][1]["files"])
 
 
-def _open_pool_file(entry: dict[str, Any], folder: str, columns: PairColumns) -> PoolFile:
+def _importing(manifest: dict[str, Any], folder: str) -> Imports:
+    """Where the copies of files that are no Parquet lie, and what files were taken for."""
+    known = FormatConfig.__dataclass_fields__.keys() & manifest["config"].keys()
+    return Imports(
+        scores=storage.locate(manifest["files_below"], base=folder),
+        config=FormatConfig(**{name: manifest["config"][name] for name in known}),
+    )
+
+
+def _open_pool_file(
+    entry: dict[str, Any], folder: str, columns: PairColumns, importing: Imports
+) -> PoolFile:
     url = storage.locate(entry["url"], base=folder)
     try:
-        file = open_file(storage.stat(url), path=entry["path"], columns=columns)
+        return reopen(
+            storage.stat(url),
+            path=entry["path"],
+            fingerprint=entry["fingerprint"],
+            columns=columns,
+            importing=importing,
+        )
     except FileNotFoundError as error:
         raise InputError(
             f"{url}: was scored and is gone. Bring it back, or score again."
         ) from error
-    if file.fingerprint != entry["fingerprint"]:
-        raise InputError(f"{url}: changed since it was scored. Score again: only it is done anew.")
-    return file

@@ -174,7 +174,7 @@ def test_a_failed_run_says_so_where_it_was_asked_to(tmp_path: Path, job: Any) ->
     first, last = events_in(file)
     assert first["event"] == "run_started"
     assert (last["event"], last["error"], last["exit_code"]) == ("run_failed", "InputError", 2)
-    assert "matches no Parquet file" in last["message"]
+    assert "matches no file that can be read" in last["message"]
     assert not (tmp_path / "out").exists()
 
 

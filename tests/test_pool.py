@@ -195,7 +195,7 @@ def test_a_pattern_that_matches_nothing_is_named(tmp_path: Path, argument: str) 
     good = write(tmp_path / "good" / "a.parquet", texts(3))
     with pytest.raises(InputError) as caught:
         open_pool([str(good), str(tmp_path / argument)], COLUMNS)
-    assert f"--pool {tmp_path / argument}: matches no Parquet file" in str(caught.value)
+    assert f"--pool {tmp_path / argument}: matches no file that can be read" in str(caught.value)
 
 
 def test_a_pool_of_nothing_is_refused() -> None:
@@ -223,7 +223,7 @@ def test_a_pool_without_rows_is_refused(tmp_path: Path) -> None:
     """One sentence; files without rows beside others are nothing to speak of."""
     write(tmp_path / "a.parquet", texts(0))
     write(tmp_path / "b.parquet", texts(0), groups=[0, 0])
-    with pytest.raises(InputError, match="2 Parquet files, all without rows"):
+    with pytest.raises(InputError, match="2 files, all without rows"):
         open_pool([str(tmp_path)], COLUMNS)
     write(tmp_path / "c.parquet", texts(1), groups=[0, 1, 0])
     assert len(planned(tmp_path)) == 1

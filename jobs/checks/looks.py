@@ -49,7 +49,7 @@ def look_around(config: DoctorConfig) -> Iterator[Look]:
         return Look(name=name, work=Limited(attempt, seconds=seconds), folder=folder)
 
     if config.pool:
-        yield work("pool", partial(try_pool, config.pool, config, seconds=seconds))
+        yield work("pool", partial(try_pool, config.pool, config, config, seconds=seconds))
     if config.ranker:
         yield work("ranker", partial(try_ranker, config.ranker))
     for name, folder in folders_of(config).items():

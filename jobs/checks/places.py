@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 from jobs.checks.findings import Finding, Limited, told
 from scar_core import storage, stores
 from scar_core.errors import InputError
-from scar_core.pool.files import SUFFIXES, open_file
+from scar_core.pool.files import list_data, open_file
+from scar_core.pool.imports import import_of, taste_schema
+from scar_core.pool.kinds import FormatConfig, kind_of, named_kind, read_ends
+from scar_core.pool.rows import check_schema
 from scar_core.store_checks import (
     NO_CONDITIONAL_PUT,
     Trial,
@@ -60,15 +63,17 @@ def taste(path: str) -> str:
         return blake2b(b"%d " % size + file.read(), digest_size=16).hexdigest()
 
 
-def try_pool(pool: list[str], columns: PairColumns, *, seconds: float) -> Tried:
-    """List the pool and read the footer of a file of each argument.
+def try_pool(
+    pool: list[str], columns: PairColumns, formats: FormatConfig, *, seconds: float
+) -> Tried:
+    """List the pool and read the footer, or the first rows, of a file of each argument.
 
     Raises:
-        InputError: nothing there, no access, not Parquet, or without the columns.
+        InputError: nothing there, no access, not what it says, or without the columns.
     """
     check_readable(pool)
     listing = Limited(
-        lambda: [storage.list_files(argument, suffixes=SUFFIXES) for argument in pool],
+        lambda: [list_data(argument) for argument in pool],
         seconds=LISTING_RATIO * seconds,
     )
     try:
@@ -81,10 +86,10 @@ def try_pool(pool: list[str], columns: PairColumns, *, seconds: float) -> Tried:
     for argument, files in zip(pool, listed, strict=True):
         if not files:
             raise InputError(
-                f"{stores.without_secret(argument)}: matches no Parquet file. Check the path; "
-                "quote globs, and name files *.parquet."
+                f"{stores.without_secret(argument)}: matches no file that can be read. "
+                "Check the path; quote globs, and name files *.parquet, *.jsonl, *.csv, …"
             )
-        open_file(files[0], path=files[0].path, columns=columns)
+        _check_columns(files[0], columns, formats)
     first = listed[0][0]
     count = sum(map(len, listed))
     size = sum(file.size_bytes for files in listed for file in files)
@@ -93,6 +98,16 @@ def try_pool(pool: list[str], columns: PairColumns, *, seconds: float) -> Tried:
         "the first has the columns",
         sample=Sample(path=first.path, taste=taste(first.path)),
     )
+
+
+def _check_columns(info: storage.FileInfo, columns: PairColumns, formats: FormatConfig) -> None:
+    """Raise InputError unless a file can be read, as far as its start or footer tells."""
+    ends = read_ends(info)
+    kind = kind_of(info, ends[0], formats)
+    if kind.format == "parquet" or named_kind(info.path) == ("parquet", ""):
+        open_file(info, path=info.path, columns=columns)
+    else:
+        check_schema(taste_schema(import_of(info, kind, ends, "")), columns, where=info.shown)
 
 
 def try_ranker(ranker: str) -> Tried:

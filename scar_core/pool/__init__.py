@@ -9,7 +9,11 @@ language        the language of a text, by a library that brings its model along
 benchmark_files the texts of benchmark files
 contamination   rows that share a run of words with a benchmark
 filters         rows that are left out before they are scored, because somebody asked
-files           a pool's Parquet files, footers read, columns checked
+kinds           what a file holds, by its name and its first bytes; how it is unpacked
+json_types      the one type that all values of a JSON field have
+text_rows       the rows of JSONL, JSON and CSV files, one by one
+imports         exact Parquet copies of files that are none
+files           a pool's files, each once, footers read, columns checked
 units           a pool → units: the grain of scoring, resuming and counting
 sample          rows drawn by chance from units, and intervals for what they say of all rows
 sidecars        the scores of one unit as a small Parquet file; which are finished

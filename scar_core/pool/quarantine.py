@@ -133,6 +133,8 @@ def message_of(reason: str, columns: PairColumns) -> str:
             f"{columns.instruction_column!r} and {columns.response_column!r} together take more "
             f"than --max-row-bytes {columns.max_row_bytes:,}"
         )
+    if reason in ("not_json", "not_csv"):
+        return f"the line is broken: no {'JSON object' if reason == 'not_json' else 'row of CSV'}"
     role, _, fault = reason.partition("_")
     name = columns.instruction_column if role == "instruction" else columns.response_column
     told = {

@@ -202,7 +202,7 @@ def _open_unchanged(file: PoolFile) -> Iterator[pq.ParquetFile]:
                 "Start again: finished units are kept."
             )
         with (
-            storage.open_input(file.url) as opened,
+            storage.open_input(file.rows_url) as opened,
             pq.ParquetFile(opened, buffer_size=BUFFER_BYTES, pre_buffer=False) as parquet,
         ):
             yield parquet
