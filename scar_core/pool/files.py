@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 
 from scar_core import storage, stores
 from scar_core.errors import AccessError, InputError, PoolFileError, SchemaError, StoreError
-from scar_core.pool.rows import PairColumns, check_schema
+from scar_core.pool.shapes import check_shape, columns_read, resolved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from scar_core.pool.rows import PairColumns
 
 FOOTER_THREADS = 16
 SUFFIXES = (".parquet", ".pq")
@@ -34,7 +36,7 @@ class RowGroup:
 
     rows: int
     text_bytes: int
-    """Uncompressed bytes of the instruction and response columns."""
+    """Uncompressed bytes of the columns that rows are scored by."""
     all_bytes: int
     """Uncompressed bytes of all columns."""
 
@@ -253,7 +255,8 @@ def open_file(info: storage.FileInfo, *, path: str, columns: PairColumns) -> Poo
             f"{str(error).rstrip('.')}. "
             "Write it again, or leave it out of --pool."
         ) from error
-    check_schema(schema, columns, where=info.shown)
+    columns = resolved(schema, columns)  # of `auto` a first look, by the schema alone
+    check_shape(schema, columns, where=info.shown)
     identity = [_unsigned(info.path).rpartition("/")[2], info.size_bytes, info.stamp]
     digest = blake2b(json.dumps(identity).encode(), digest_size=16)
     digest.update(footer)
@@ -262,13 +265,15 @@ def open_file(info: storage.FileInfo, *, path: str, columns: PairColumns) -> Poo
         info=info,
         fingerprint=digest.hexdigest(),
         schema=_SCHEMAS.setdefault(schema.serialize().to_pybytes(), schema),
-        row_groups=_row_groups(metadata, columns),
+        row_groups=_row_groups(metadata, columns_read(columns, schema)),
     )
 
 
-def _row_groups(metadata: pq.FileMetaData, columns: PairColumns) -> tuple[RowGroup, ...]:
-    texts = {columns.instruction_column, columns.response_column}
-    leaves = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path in texts]
+def _row_groups(metadata: pq.FileMetaData, names: Sequence[str]) -> tuple[RowGroup, ...]:
+    # A nested column has several leaves, and a name may have a dot of its own.
+    nested = tuple(f"{name}." for name in names)
+    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    leaves = [i for i, path in enumerate(paths) if path in names or path.startswith(nested)]
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
     return tuple(
         RowGroup(
