@@ -37,10 +37,11 @@ from jobs.selected_rows import SelectedRows, open_selection
 from scar_core import storage
 from scar_core.errors import AccessError, InputError, StoreError
 from scar_core.manifest import to_json
+from scar_core.pool.pairs import check_rows
 from scar_core.pool.quarantine import message_of
 from scar_core.pool.rows import HASH_BYTES
+from scar_core.pool.shapes import columns_read
 from scar_core.pool.sidecars import MESSAGES
-from scar_core.pool.shapes import check_rows, columns_read
 from scar_core.pool.units import read_ranges
 from scar_core.selection.keep import KeepTokens, parse_keep
 from scar_core.selection.labels import check_label_column

@@ -27,7 +27,8 @@ from jobs import pipeline
 from jobs.find_copies import CHUNK_ROWS, READ_THREADS, Chunk
 from jobs.select_stages import Near, ScoredUnit, bounds, consecutive
 from scar_core import storage
-from scar_core.pool.shapes import check_rows, columns_read
+from scar_core.pool.pairs import check_rows
+from scar_core.pool.shapes import columns_read
 from scar_core.pool.units import read_ranges
 from scar_core.selection import near
 from scar_core.selection.copies import opened_batches, write_batches

@@ -18,8 +18,9 @@ from jobs import pipeline
 from jobs.filtering import stored_benchmarks
 from scar_core.errors import PoolFileError
 from scar_core.pool.files import bad_file
+from scar_core.pool.pairs import check_rows
 from scar_core.pool.rows import CheckedPairs, PairColumns
-from scar_core.pool.shapes import check_rows, columns_read
+from scar_core.pool.shapes import columns_read
 from scar_core.pool.units import Unit, read_ranges, take_rows
 from scar_core.ranker.cutting import tokenize_pairs
 from scar_core.ranker.encoding import TextTokenizer

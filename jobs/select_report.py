@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from scar_core.pool.shapes import check_rows, columns_read
+from scar_core.pool.pairs import check_rows
+from scar_core.pool.shapes import columns_read
 from scar_core.pool.units import read_ranges
 from scar_core.selection.report import QUANTILES, shorten
 

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.read_stage import tokenizer_of
+from scar_core.pool.pairs import check_rows
 from scar_core.pool.rows import CheckedPairs
 from scar_core.pool.sample import Interval, draw_rows
-from scar_core.pool.shapes import check_rows, columns_read
+from scar_core.pool.shapes import columns_read
 from scar_core.pool.units import read_ranges
 from scar_core.ranker.cutting import tokenize_pairs
 from scar_core.ranker.encoding import TokenRows

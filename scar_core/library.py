@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from scar_core.errors import InputError
+from scar_core.pool.pairs import check_rows
 from scar_core.pool.pieces import reduce_pieces
 from scar_core.pool.rows import SIDECAR_SCHEMA, TURN_SCORES, PairColumns, sidecar_schema, text_bytes
-from scar_core.pool.shapes import check_rows, check_shape, columns_read, resolved
+from scar_core.pool.shapes import check_shape, columns_read, resolved
 from scar_core.pool.units import take_rows
 from scar_core.ranker.cutting import tokenize_pairs
 from scar_core.selection.budget import token_histograms

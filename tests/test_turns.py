@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from scar_core.errors import SchemaError
 from scar_core.library import score_rows
+from scar_core.pool.pairs import check_rows
 from scar_core.pool.pieces import Pieces, reduce_pieces
 from scar_core.pool.rows import CheckedPairs, PairColumns, content_hash
-from scar_core.pool.shapes import check_rows, check_shape, columns_read, resolved
+from scar_core.pool.shapes import check_shape, columns_read, resolved
 from scar_core.ranker.checkpoint import LoadedRanker
 from scar_core.ranker.cutting import tokenize_pairs
 from scar_core.ranker.encoding import TextTokenizer
@@ -325,8 +326,8 @@ def test_a_shape_is_found_by_names(names: str, shape: str) -> None:
     others = PairColumns(instruction_column="x"), PairColumns(response_column="x")
     schema = pa.schema([(name, pa.string()) for name in names.split()])
     assert resolved(schema, PairColumns(), first_values=lambda _: ["hello"]).format == shape
-    for given in others:
-        assert resolved(schema, given).format == "columns"
+    for other in others:
+        assert resolved(schema, other).format == "columns"
 
 
 # Rows → scores, in one process
