@@ -1,4 +1,4 @@
-"""Chats through the whole job, on a real Ray: as one process scores them, every row accounted for."""
+"""Chats through the whole job, on a real Ray: as one process scores them, no row lost."""
 
 from __future__ import annotations
 
