@@ -250,9 +250,9 @@ USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content"
 CALL = {"role": "assistant", "content": "", "tool_calls": [{"type": "function"}]}
 BAD: list[tuple[Any, str]] = [
     (None, "chat_null"),
-    ("no JSON", "not_json"),
-    ('{"role": "user"}', "not_json"),
-    ("[" * 100_000, "not_json"),
+    ("no JSON", "chat_not_json"),
+    ('{"role": "user"}', "chat_not_json"),
+    ("[" * 100_000, "chat_not_json"),
     ([], "chat_empty"),
     ([1], "message_null"),
     ([USER], "no_response"),

@@ -98,6 +98,24 @@ def test_chats_are_curated_as_one_process_scores_them(
     assert cli.run_job(verify.job, [str(out)]) == 0
 
 
+@pytest.mark.soak
+@pytest.mark.usefixtures("ray_session")
+def test_chats_in_bf16_select_what_fp32_selects(
+    pool: Path, ranker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows near the cut are scored again with all their pieces."""
+    monkeypatch.setattr("jobs.rescore.SAMPLE_ROWS", 8)
+    ids = {}
+    for precision in ("fp32", "bf16"):
+        where = ("--pool", str(pool), "--ranker", str(ranker), "--out", str(tmp_path / precision))
+        run = curate_run(*where, *FLAGS, "--keep", "12", "--precision", precision)
+        ids[precision] = [row["id"] for row in rows_of(run)]
+    assert ids["fp32"] == ids["bf16"]
+    told = manifest_of(run)["precision"]
+    assert told["rescored_rows"] > 0
+    assert told["largest_error"] < 0.1
+
+
 def test_a_fault_of_a_piece_is_its_rows() -> None:
     """The first one is told; the other rows keep their scores."""
     pieces = Pieces(

@@ -26,7 +26,7 @@ def check_rows(table: pa.Table, columns: PairColumns) -> CheckedPairs:
     """Sort a table's N rows into those that can be scored and those that cannot, with reasons.
 
     Of chats each turn that is scored is a pair. Reasons are those of `check_pairs`, `read_chat` and
-    `turns_of`, and `not_json` of text that is no JSON of messages.
+    `turns_of`, and `chat_not_json` of text that is no JSON of messages.
     """
     if columns.format in ("auto", "columns"):
         return check_pairs(table, columns)
@@ -66,7 +66,9 @@ def _check_chat(row: dict[str, Any], layout: Layout, columns: PairColumns) -> An
     keys = KEYS["sharegpt" if columns.format == "sharegpt" else "messages"]
     for name, value in row.items():
         found = parsed(value) if name == columns.chat_column else value
-        fault = "not_json" if found is None and value is not None else _fault_of(found, keys=keys)
+        fault = (
+            "chat_not_json" if found is None and value is not None else _fault_of(found, keys=keys)
+        )
         if fault is not None:
             return fault
         row = {**row, name: found}

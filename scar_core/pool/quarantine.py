@@ -154,7 +154,7 @@ def _of_chat(reason: str, columns: PairColumns) -> str:
     told = {
         **TURN_REASONS,
         "too_large": f"holds texts of more than --max-row-bytes {columns.max_row_bytes:,}",
-        "not_json": f"holds text in {columns.chat_column!r} that is no JSON of a list",
+        "chat_not_json": f"holds text in {columns.chat_column!r} that is no JSON of a list",
         "instruction_empty": "asks, before an answer that is scored, with nothing but white space",
         "response_empty": "has an answer that is nothing but white space",
     }
