@@ -248,7 +248,11 @@ def scored_units(
     return pipeline.stage(
         tokenized,
         stages.ScoreUnits,
-        fn_constructor_kwargs={"load": loaded, "stall_seconds": actors.batch_timeout_seconds},
+        fn_constructor_kwargs={
+            "load": loaded,
+            "stall_seconds": actors.batch_timeout_seconds,
+            "turns": columns.turns,
+        },
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=low, max_size=high),
         num_cpus=actors.reserved_cpus,

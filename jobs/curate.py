@@ -87,7 +87,7 @@ def _curate(config: CurateConfig, out: str, *, run: str) -> tuple[dict[str, Any]
     if config.scores is not None:  # else the plan looks at the same store
         check_writable(out)
     plan = make_plan(scoring)
-    output_of(scoring, config).check(plan.files)
+    output_of(plan.columns, config).check(plan.files)
     if config.per is not None:
         check_label_column(plan.files, config.per, flag="--per")
     order = config.order_rule()

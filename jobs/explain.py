@@ -37,8 +37,10 @@ from jobs.selected_rows import SelectedRows, open_selection
 from scar_core import storage
 from scar_core.errors import AccessError, InputError, StoreError
 from scar_core.manifest import to_json
+from scar_core.pool.pairs import check_rows
 from scar_core.pool.quarantine import message_of
 from scar_core.pool.rows import HASH_BYTES
+from scar_core.pool.shapes import columns_read
 from scar_core.pool.sidecars import MESSAGES
 from scar_core.pool.units import read_ranges
 from scar_core.selection.keep import KeepTokens, parse_keep
@@ -303,15 +305,22 @@ def _group(selection: Before, scores: Scores, scored: ScoredUnit, offset: int) -
 
 def _texts(scores: Scores, path: str, row: int) -> dict[str, Any]:
     """The row's texts, where the pool still has them."""
-    names = [scores.columns.instruction_column, scores.columns.response_column]
     try:
-        (table,) = read_ranges(reopened(scores, path), [(row, row + 1)], columns=names)
+        file = reopened(scores, path)
+        names = columns_read(scores.columns, file.schema)
+        (table,) = read_ranges(file, [(row, row + 1)], columns=names)
     except (AccessError, StoreError):
         raise
     except InputError as error:
         return {"texts": None, "texts_missing": str(error)}
-    values = [table[name].cast("binary")[0].as_py() for name in names]
-    texts = [None if one is None else shorten(one.decode(errors="replace")) for one in values]
+    pairs = check_rows(table, scores.columns).last_pairs()
+    if pairs:
+        texts: list[str | None] = [shorten(text) for text in pairs[0]]
+    elif scores.columns.format == "columns":  # quarantined: what there is of them
+        values = [table[name].cast("binary")[0].as_py() for name in names]
+        texts = [None if one is None else shorten(one.decode(errors="replace")) for one in values]
+    else:
+        return {"texts": None}
     return {"texts": dict(zip(("instruction", "response"), texts, strict=True))}
 
 

@@ -27,7 +27,8 @@ from jobs import pipeline
 from jobs.find_copies import CHUNK_ROWS, READ_THREADS, Chunk
 from jobs.select_stages import Near, ScoredUnit, bounds, consecutive
 from scar_core import storage
-from scar_core.pool.rows import check_pairs
+from scar_core.pool.pairs import check_rows
+from scar_core.pool.shapes import columns_read
 from scar_core.pool.units import read_ranges
 from scar_core.selection import near
 from scar_core.selection.copies import opened_batches, write_batches
@@ -164,11 +165,11 @@ def _sketch(units: Sequence[ScoredUnit], sketching: Sketching) -> None:
 def sketch_units(units: Sequence[ScoredUnit], *, sketching: Sketching) -> None:
     """Store the sketches of consecutive units of one file."""
     columns = sketching.columns
-    names = [columns.instruction_column, columns.response_column]
+    names = columns_read(columns, units[0].file.schema)
     tables = read_ranges(units[0].file, [bounds(scored.unit) for scored in units], columns=names)
     for scored, table in zip(units, tables, strict=True):
-        pairs = check_pairs(table, columns)
-        texts = [f"{a}\n{b}" for a, b in zip(pairs.instructions, pairs.responses, strict=True)]
+        pairs = check_rows(table, columns)
+        texts = [f"{instruction}\n{response}" for instruction, response in pairs.last_pairs()]
         bands_NB = near.sketch(texts, sketching.cut)
         offsets = pa.array(pairs.kept_rows, pa.uint32())
         batch = [offsets, *(pa.array(bands_N) for bands_N in bands_NB.T)]

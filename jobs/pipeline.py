@@ -65,17 +65,23 @@ def packed(items: Iterable[Any]) -> Batch:
     return {OBJECT_COLUMN: [pickle.dumps(item) for item in items]}
 
 
-def stage(dataset: Dataset, function: Callable[..., Any], **options: Any) -> Dataset:  # noqa: ANN401
+def stage(
+    dataset: Dataset,
+    function: Callable[..., Any],
+    *,
+    batch_size: int = 1,
+    **options: Any,  # noqa: ANN401 - those of `map_batches`
+) -> Dataset:
     """The dataset with one more stage: a function, or a class whose objects are actors.
 
-    It gets one row at a time; `options` are those of `map_batches`.
+    It gets so many rows at a time; `options` are those of `map_batches`.
     """
     from ray.util.annotations import RayDeprecationWarning  # noqa: PLC0415 - as above
 
     with warnings.catch_warnings():
         # Ray Data takes `max_retries` of its tasks in no other way than this one, until 2.64.
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        return dataset.map_batches(with_access(function), batch_size=1, **options)
+        return dataset.map_batches(with_access(function), batch_size=batch_size, **options)
 
 
 def with_access(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -164,7 +164,7 @@ def _sampled(config: PlanConfig, plan: Plan) -> TokenSample:
     from jobs.token_sample import sample_tokens  # noqa: PLC0415 - torch
 
     return sample_tokens(
-        plan, columns=config, ranker=config.ranker, rows=config.sample_rows, seed=config.seed
+        plan, columns=plan.columns, ranker=config.ranker, rows=config.sample_rows, seed=config.seed
     )
 
 

@@ -88,11 +88,11 @@ def publish_scores(
     publish(
         folder,
         kind="scores",
-        config=_portable(config, base=folder),
+        config=_portable(config, base=folder) | asdict(plan.columns),
         inputs=[{"kind": "ranker", "fingerprint": plan.key.ranker}, pool],
         counts=counts,
         scoring=figures,
-        quarantine=_write_quarantine(config, plan, sidecars, scores=scores, run=run),
+        quarantine=_write_quarantine(plan, sidecars, scores=scores, run=run),
         files=[sidecar_entry(sidecar) for sidecar in sidecars],
         files_below="../..",
         key=plan.key.told,
@@ -137,11 +137,12 @@ def _counts(plan: Plan, sidecars: Sequence[Sidecar]) -> dict[str, Any]:
         "files_quarantined": count_reasons(plan.bad_files),
         "tokens": sum(sidecar.tokens for sidecar in sidecars),
         "cut_tokens": sum(sidecar.cut_tokens for sidecar in sidecars),
+        "cut_rows": sum(sidecar.cut_rows for sidecar in sidecars),
     }
 
 
 def _write_quarantine(
-    config: ScoreConfig, plan: Plan, sidecars: Sequence[Sidecar], *, scores: str, run: str
+    plan: Plan, sidecars: Sequence[Sidecar], *, scores: str, run: str
 ) -> list[dict[str, Any]]:
     """List what is quarantined in `quarantine/` of a run; the files' manifest entries.
 
@@ -160,7 +161,7 @@ def _write_quarantine(
     ]
     if parts:
         with cli.connected():
-            options = {"scores": scores, "columns": config}
+            options = {"scores": scores, "columns": plan.columns}
             written += pipeline.run(write_quarantined_rows, parts, **options)
     rows = sum(entry.rows for entry in written) - len(plan.bad_files)
     counted = sum(total_quarantined(sidecars).values())

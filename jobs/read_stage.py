@@ -18,8 +18,11 @@ from jobs import pipeline
 from jobs.filtering import stored_benchmarks
 from scar_core.errors import PoolFileError
 from scar_core.pool.files import bad_file
-from scar_core.pool.rows import CheckedPairs, PairColumns, check_pairs
+from scar_core.pool.pairs import check_rows
+from scar_core.pool.rows import CheckedPairs, PairColumns
+from scar_core.pool.shapes import columns_read
 from scar_core.pool.units import Unit, read_ranges, take_rows
+from scar_core.ranker.cutting import tokenize_pairs
 from scar_core.ranker.encoding import TextTokenizer
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from scar_core.pool.files import BadFile, PoolFile
     from scar_core.pool.filters import Filters
     from scar_core.pool.quarantine import Policy
+    from scar_core.pool.rows import Long
+    from scar_core.ranker.cutting import PieceTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +78,22 @@ def read_and_tokenize(
     for task in pipeline.objects(batch):
         try:
             for unit, offsets, pairs in _read_pairs(task, columns):
-                yield _tokenized(unit, offsets, pairs, tokenizer, filters=filters)
+                yield _tokenized(
+                    unit, offsets, pairs, tokenizer, long=columns.long, filters=filters
+                )
         except PoolFileError as error:
             if on_bad_file == "fail":
                 raise
             bad = bad_file(task.file, error)
             nothing = CheckedPairs([], [], [], [], [])
             yield _tokenized(
-                task.units[0], np.empty(0, np.int32), nothing, tokenizer, filters=filters, bad=bad
+                task.units[0],
+                np.empty(0, np.int32),
+                nothing,
+                tokenizer,
+                long=columns.long,
+                filters=filters,
+                bad=bad,
             )
 
 
@@ -94,13 +107,30 @@ def _read_pairs(
             (unit.row_start + int(offsets[0]), unit.row_start + int(offsets[-1]) + 1)
             for unit, offsets in task.wanted()
         ],
-        columns=[columns.instruction_column, columns.response_column],
+        columns=columns_read(columns, task.file.schema),
     )
     for (unit, offsets), table in zip(task.wanted(), tables, strict=True):
-        pairs = check_pairs(take_rows(table, offsets - offsets[0]), columns)
+        pairs = check_rows(take_rows(table, offsets - offsets[0]), columns)
         for position in task.file.broken_among(unit.row_start + offsets):
             pairs.reasons[position] = task.file.broken_reason
         yield unit, offsets, pairs
+
+
+def _filtered(
+    pairs: CheckedPairs, tokenizer: TextTokenizer, *, long: Long, filters: Filters
+) -> tuple[CheckedPairs, PieceTokens, dict[int, str]]:
+    """The pairs that filters leave, their tokens, and what was found in the others, by row."""
+    path = filters.benchmarks_path
+    pairs, told = filters.on_texts(pairs, None if path is None else stored_benchmarks(path))
+    tokens = tokenize_pairs(pairs, tokenizer, long=long)
+    left, told_too = filters.on_lengths(
+        pairs,
+        instruction_tokens_J=tokens.whole_instruction_tokens_J,
+        response_tokens_J=tokens.whole_response_tokens_J,
+    )
+    if len(left.kept_rows) < len(pairs.kept_rows):
+        tokens = tokens.only(np.flatnonzero(np.isin(pairs.kept_rows, left.kept_rows)))
+    return left, tokens, {**told, **told_too}
 
 
 def _tokenized(
@@ -109,24 +139,27 @@ def _tokenized(
     pairs: CheckedPairs,
     tokenizer: TextTokenizer,
     *,
+    long: Long,
     filters: Filters,
     bad: BadFile | None = None,
 ) -> pa.Table:
-    """A unit as the one row that travels through Ray Data, less the rows that filters take."""
-    path = filters.benchmarks_path
-    pairs, told = filters.on_texts(pairs, None if path is None else stored_benchmarks(path))
-    instructions = tokenizer.tokenize(pairs.instructions)
-    responses = tokenizer.tokenize(pairs.responses)
-    before = pairs.kept_rows
-    pairs, told_too = filters.on_lengths(
-        pairs,
-        instruction_tokens_K=instructions.lengths_N + instructions.cut_N,
-        response_tokens_K=responses.lengths_N + responses.cut_N,
-    )
-    if len(pairs.kept_rows) < len(before):
-        left = np.flatnonzero(np.isin(before, pairs.kept_rows))
-        instructions, responses = instructions.take(left), responses.take(left)
-    messages = {**told, **told_too}
+    """A unit as the one row that travels through Ray Data, less the rows that filters take.
+
+    Lists of its N rows to score: offsets, hashes, reasons, messages; of the K of them that can be
+    scored: kept_rows (positions among the N) and *_tokens; of their P pieces: piece_* (which of
+    the K, which of its turns, how many tokens it stands for) and *_ids.
+    """
+    pairs, tokens, messages = _filtered(pairs, tokenizer, long=long, filters=filters)
+    of_rows = {
+        "instruction_tokens": tokens.instruction_tokens_J,
+        "response_tokens": tokens.response_tokens_J,
+        "cut_tokens": tokens.cut_tokens_J,
+    }
+    of_pieces = {
+        "piece_rows": tokens.pieces.rows_P,
+        "piece_turns": tokens.pieces.turns_P,
+        "piece_weights": tokens.pieces.weights_P,
+    }
     return pa.table(
         {
             "unit": [asdict(unit)],
@@ -138,10 +171,10 @@ def _tokenized(
             "messages": pa.array(
                 [[messages.get(row) for row in range(len(pairs.reasons))]], pa.list_(pa.string())
             ),
-            "instruction_ids": one_row(instructions.to_arrow()),
-            "instruction_cut": one_row(pa.array(instructions.cut_N)),
-            "response_ids": one_row(responses.to_arrow()),
-            "response_cut": one_row(pa.array(responses.cut_N)),
+            **{name: one_row(pa.array(tokens.of_rows(one))) for name, one in of_rows.items()},
+            **{name: one_row(pa.array(values)) for name, values in of_pieces.items()},
+            "instruction_ids": one_row(tokens.instructions.to_arrow()),
+            "response_ids": one_row(tokens.responses.to_arrow()),
         }
     )
 

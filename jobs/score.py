@@ -183,7 +183,7 @@ def _run(
     scored = scored_units(
         read_tasks(plan),
         ranker=config.ranker,
-        columns=config,
+        columns=plan.columns,
         max_tokens=plan.key.max_tokens,
         precision=plan.key.precision,
         actors=config,

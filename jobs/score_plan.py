@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from jobs import cli, pipeline
 from jobs.events import tell
 from jobs.filtering import MadeFilters, make_filters
 from scar_core import storage
+from scar_core.errors import SchemaError
 from scar_core.pool.files import BadFile, Imports, PoolFile, open_pool, open_sound_files
 from scar_core.pool.filters import Filters
 from scar_core.pool.imports import make_copy
+from scar_core.pool.rows import PairColumns, text_bytes
+from scar_core.pool.shapes import check_shape, in_words, resolved
 from scar_core.pool.sidecars import ScoringKey, Sidecar, find_finished
-from scar_core.pool.units import Unit, plan_units
+from scar_core.pool.units import Unit, plan_units, read_ranges
 from scar_core.store_checks import check_readable, check_writable
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("scar_curate")
 
 FILES_TOLD = 20
+FIRST_ROWS = 20
+"""Whose content is looked at where a schema does not tell how rows are to be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,8 @@ class Plan:
     key: ScoringKey
     finished: dict[str, Sidecar]
     """By unit id."""
+    columns: PairColumns = field(default_factory=PairColumns)
+    """How rows are read, nothing left to be found out."""
     made: MadeFilters = field(default_factory=lambda: MadeFilters(Filters(), None))
     """Which rows are left out on purpose."""
 
@@ -128,20 +135,26 @@ def look_at(config: ScoreInput, *, scores: str, importing: Imports) -> Plan:
 
     ranker = check_ranker(config.ranker)
     files, bad_files = _open_files(config, importing)
+    columns = _resolved(files, config)
+    files, bad_files = _of_one_shape(files, bad_files, columns, config)
     units = plan_units(files, config)
     made = make_filters(config, scores=storage.absolute(scores))
     key = ScoringKey(
         ranker=ranker_fingerprint(config.ranker),
-        instruction_column=config.instruction_column,
-        response_column=config.response_column,
-        max_row_bytes=config.max_row_bytes,
+        **asdict(columns),
         max_tokens=readable_tokens(config.max_tokens, ranker, where=config.ranker),
         precision=resolved_precision(config),
         filters=made.filters.id,
     )
     finished = find_finished(storage.absolute(scores), units, key)
     plan = Plan(
-        files=files, bad_files=bad_files, units=units, key=key, finished=finished, made=made
+        files=files,
+        bad_files=bad_files,
+        units=units,
+        columns=columns,
+        key=key,
+        finished=finished,
+        made=made,
     )
     logger.info(
         "pool: %s rows in %s files, %s units; %s units are scored already",
@@ -158,6 +171,53 @@ def look_at(config: ScoreInput, *, scores: str, importing: Imports) -> Plan:
         units_done=len(finished),
     )
     return plan
+
+
+def _resolved(files: list[PoolFile], config: ScoreInput) -> PairColumns:
+    """How the rows of a pool are read, by its first file that has any; said in the log."""
+    given = PairColumns(
+        **{name: getattr(config, name) for name in PairColumns.__dataclass_fields__}
+    )
+    first = next((file for file in files if file.rows), files[0])
+
+    def values(name: str) -> list[Any]:
+        rows = min(FIRST_ROWS, first.rows)
+        (table,) = read_ranges(first, [(0, rows)], columns=[name])
+        return [
+            None if raw is None else raw.decode(errors="replace") for raw in text_bytes(table[name])
+        ]
+
+    columns = resolved(first.schema, given, first_values=values)
+    if columns.turns != "first" and columns.format in ("columns", "template"):
+        columns = replace(columns, turns="first")  # of one: sidecars are the same
+    logger.info("rows read as %s", in_words(columns))
+    return columns
+
+
+def _of_one_shape(
+    files: list[PoolFile], bad_files: list[BadFile], columns: PairColumns, config: ScoreInput
+) -> tuple[list[PoolFile], list[BadFile]]:
+    """The files whose rows can be of the pool's shape, and all others.
+
+    Raises:
+        SchemaError: there are others, and --on-bad-file is fail.
+    """
+    good, bad = [], list(bad_files)
+    for file in files:
+        try:
+            check_shape(file.schema, columns, where=file.shown)
+            good.append(file)
+        except SchemaError as error:
+            if config.on_bad_file == "fail":
+                raise
+            message = str(error).replace(file.shown, file.path)
+            logger.warning("quarantined: %s", message)
+            bad.append(
+                BadFile(
+                    path=file.path, url=file.url, reason="schema", message=message, rows=file.rows
+                )
+            )
+    return good, sorted(bad, key=lambda one: one.path)
 
 
 def _open_files(config: ScoreInput, importing: Imports) -> tuple[list[PoolFile], list[BadFile]]:

@@ -20,8 +20,9 @@ from jobs import pipeline
 from jobs.guarded import GuardedScorer
 from jobs.read_stage import one_row
 from scar_core.errors import IncompleteError, ScarError
-from scar_core.pool.rows import SIDECAR_SCHEMA
-from scar_core.pool.sidecars import ScoringKey, Sidecar, write_sidecar
+from scar_core.pool.pieces import Pieces, Reduced, reduce_pieces
+from scar_core.pool.rows import TURN_SCORES, sidecar_schema
+from scar_core.pool.sidecars import TOKEN_COLUMNS, ScoringKey, Sidecar, write_sidecar
 from scar_core.pool.units import Unit
 from scar_core.ranker.encoding import TokenRows
 from scar_core.selection.precision import Rescored, write_rescored
@@ -29,8 +30,11 @@ from scar_core.selection.precision import Rescored, write_rescored
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from jobs.guarded import Fault, Load
+    from jobs.guarded import Fault, Guarded, Load
+    from scar_core.pool.rows import Turns
     from scar_core.scoring import Scorer
+
+PIECE_COLUMNS = ("piece_rows", "piece_turns", "piece_weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +65,10 @@ def load_scorer(
 
 
 class ScoreUnits:
-    """Ray's view of a guarded scorer: token ids go, scores come."""
+    """Ray's view of a guarded scorer: token ids of pieces go, scores of rows come."""
 
-    def __init__(self, *, load: Load, stall_seconds: float) -> None:
+    def __init__(self, *, load: Load, stall_seconds: float, turns: Turns) -> None:
+        self.turns = turns
         self.fault: ScarError | None = None
         try:
             self.scorer = GuardedScorer(load, stall_seconds=stall_seconds)
@@ -80,15 +85,14 @@ class ScoreUnits:
         instructions = _token_rows(table, "instruction")
         responses = _token_rows(table, "response")
         before = self.scorer.work
-        scores_K, faults = self.scorer.score_tokens(instructions, responses)
-        good_K = np.setdiff1d(np.arange(len(scores_K)), list(faults))
+        pieces = Pieces(*(_flat(table, name).to_numpy() for name in PIECE_COLUMNS))
+        guarded = self.scorer.score_tokens(instructions, responses)
+        faults, good_K, reduced = _of_rows(guarded, pieces, turns=self.turns)
         scored = _with_faults(table, faults, good_K)
-        for name, values_K in (
-            ("scores", scores_K),
-            ("instruction_tokens", instructions.lengths_N.astype(np.int32)),
-            ("response_tokens", responses.lengths_N.astype(np.int32)),
-            ("cut_tokens", instructions.cut_N + responses.cut_N),
-        ):
+        scored = scored.append_column("scores", one_row(pa.array(reduced.scores_K)))
+        scored = scored.append_column("turn_scores", one_row(_by_row(reduced)))
+        for name in TOKEN_COLUMNS:
+            values_K = _flat(table, name).to_numpy()
             scored = scored.append_column(name, one_row(pa.array(values_K[good_K])))
         waited, self.idle_since = arrived - self.idle_since, time.perf_counter()
         for name, value in (
@@ -99,6 +103,27 @@ class ScoreUnits:
         ):
             scored = scored.append_column(name, pa.array([value]))
         return scored
+
+
+def _of_rows(
+    guarded: Guarded, pieces: Pieces, *, turns: Turns
+) -> tuple[dict[int, Fault], NDArray[np.int64], Reduced]:
+    """Faults of rows, those without, and their scores: a fault of a piece is its row's."""
+    rows_P = pieces.rows_P
+    # Of several the first: told as of the row, so it must not depend on how they were found.
+    faults: dict[int, Fault] = {}
+    for position, fault in sorted(guarded.faults.items()):
+        faults.setdefault(int(rows_P[position]), fault)
+    good_K = np.setdiff1d(rows_P, list(faults))
+    good_P = np.isin(rows_P, good_K)
+    kept = Pieces(*(values_P[good_P] for values_P in pieces))
+    return faults, good_K, reduce_pieces(guarded.scores_K[good_P], kept, turns=turns)
+
+
+def _by_row(reduced: Reduced) -> pa.ListArray:
+    """Scores of turns as a list a row."""
+    offsets = np.concatenate(([0], np.cumsum(reduced.turns_K))).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(reduced.turn_scores_T))
 
 
 def _with_faults(table: pa.Table, faults: dict[int, Fault], good_K: NDArray[np.int64]) -> pa.Table:
@@ -136,7 +161,7 @@ def write_sidecars(row: pa.Table, *, scores: str, key: ScoringKey) -> dict[str, 
         scores,
         unit=unit,
         key=key,
-        table=sidecar_table(row, unit),
+        table=sidecar_table(row, unit, turns=key.turns),
         messages={number: message for number, message in told if message is not None},
     )
     names = ("waited_seconds", "worked_seconds", "encoded_tokens", "computed_tokens")
@@ -159,31 +184,26 @@ def write_rescored_rows(row: pa.Table, *, scores: str, key_id: str) -> dict[str,
     return pipeline.packed([len(again.offsets_M)])
 
 
-def sidecar_table(row: pa.Table, unit: Unit) -> pa.Table:
-    """A scored unit as SIDECAR_SCHEMA: rows that could not be scored take their places again."""
+def sidecar_table(row: pa.Table, unit: Unit, *, turns: Turns) -> pa.Table:
+    """A scored unit as a sidecar: rows that could not be scored take their places again."""
     kept_K = _flat(row, "kept_rows").to_numpy()
-
-    def spread(name: str) -> NDArray[np.int32]:
-        values_N = np.zeros(unit.rows, np.int32)
-        values_N[kept_K] = _flat(row, name).to_numpy()
-        return values_N
-
-    scores_N = np.zeros(unit.rows, np.float32)
-    scores_N[kept_K] = _flat(row, "scores").to_numpy()
-    missing_N = np.ones(unit.rows, bool)
-    missing_N[kept_K] = False
+    places_N = np.full(unit.rows, -1)
+    places_N[kept_K] = np.arange(len(kept_K))
+    places = pa.array(places_N, mask=places_N < 0)
     reasons = _flat(row, "reasons").dictionary_encode()
-    columns = [
-        pa.array(np.arange(unit.row_start, unit.row_start + unit.rows)),
-        pa.array(scores_N, mask=missing_N),
-        _flat(row, "hashes").cast(pa.binary(16)),
-        pa.DictionaryArray.from_arrays(reasons.indices.cast(pa.int8()), reasons.dictionary),
-        *(
-            pa.array(spread(name))
-            for name in ("instruction_tokens", "response_tokens", "cut_tokens")
+    by_name = {
+        "row": pa.array(np.arange(unit.row_start, unit.row_start + unit.rows)),
+        "score": _flat(row, "scores").take(places),
+        "content_hash": _flat(row, "hashes").cast(pa.binary(16)),
+        "reason": pa.DictionaryArray.from_arrays(
+            reasons.indices.cast(pa.int8()), reasons.dictionary
         ),
-    ]
-    return pa.Table.from_arrays(columns, schema=SIDECAR_SCHEMA)
+        **{name: _flat(row, name).take(places).fill_null(0) for name in TOKEN_COLUMNS},
+    }
+    schema = sidecar_schema(turns)
+    if TURN_SCORES.name in schema.names:
+        by_name[TURN_SCORES.name] = _flat(row, TURN_SCORES.name).take(places)
+    return pa.Table.from_arrays(list(by_name.values()), schema=schema)
 
 
 def _flat(row: pa.Table, name: str) -> pa.Array:
@@ -192,4 +212,5 @@ def _flat(row: pa.Table, name: str) -> pa.Array:
 
 
 def _token_rows(row: pa.Table, role: str) -> TokenRows:
-    return TokenRows.from_arrow(_flat(row, f"{role}_ids"), cut=_flat(row, f"{role}_cut").to_numpy())
+    ids = _flat(row, f"{role}_ids")
+    return TokenRows.from_arrow(ids, cut=np.zeros(len(ids), np.int32))  # counted by row

@@ -106,7 +106,8 @@ def reopened(scores: Scores, path: str) -> PoolFile:
 
 def columns_of_key(key: dict[str, Any]) -> PairColumns:
     """Where instruction and response are, by the key of a scores manifest."""
-    return PairColumns(**{name: key[name] for name in PairColumns.__dataclass_fields__})
+    known = {name: key[name] for name in PairColumns.__dataclass_fields__ if name in key}
+    return PairColumns(**{"format": "columns", **known})  # an older version's had but these
 
 
 def open_pool_files(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from scar_core.pool.pairs import check_rows
+from scar_core.pool.shapes import columns_read
 from scar_core.pool.units import read_ranges
 from scar_core.selection.report import QUANTILES, shorten
 
@@ -44,6 +46,7 @@ def make_report(
         "scoring": scores.manifest["scoring"],
         "tokens": of_scores["tokens"],
         "cut_tokens": of_scores["cut_tokens"],
+        "cut_rows": of_scores.get("cut_rows"),
         "score_quantiles": dict(quantiles),
         "sources": [
             {"source": source, "rows": rows, "selected": selected}
@@ -97,15 +100,18 @@ def _examples(scores: Scores, found: Extremes) -> dict[str, list[dict[str, Any]]
 
 def _read_texts(scores: Scores, places: list[tuple[int, int]]) -> dict[tuple[int, int], list[str]]:
     """(instruction, response) by (unit ordinal, offset in the unit); places ascending."""
-    names = [scores.columns.instruction_column, scores.columns.response_column]
     texts = {}
     for file, group in groupby(places, key=lambda place: scores.units[place[0]].file):
         of_file = list(group)
         rows = [scores.units[ordinal].unit.row_start + offset for ordinal, offset in of_file]
-        tables = read_ranges(file, [(row, row + 1) for row in rows], columns=names)
+        tables = read_ranges(
+            file,
+            [(row, row + 1) for row in rows],
+            columns=columns_read(scores.columns, file.schema),
+        )
         for place, table in zip(of_file, tables, strict=True):
-            values = [table[name].cast("binary")[0].as_py() for name in names]
-            texts[place] = [shorten(value.decode()) for value in values]
+            (pair,) = check_rows(table, scores.columns).last_pairs()
+            texts[place] = [shorten(text) for text in pair]
     return texts
 
 

@@ -14,7 +14,7 @@ from jobs.rescore import Rescorer, score_repeated, settle
 from jobs.written_as import Output, WriteOptions
 from scar_core import storage
 from scar_core.errors import IncompleteError, InputError
-from scar_core.pool.layouts import pair_layout
+from scar_core.pool.shapes import layout_of
 from scar_core.selection.bands import BandRule, band_rule
 from scar_core.selection.keep import parse_keep
 from scar_core.selection.policies import OrderRule, order_rule
@@ -125,7 +125,7 @@ class SelectOptions(WriteOptions):
 
 def output_of(columns: PairColumns, options: SelectOptions) -> Output:
     """What selected rows of a pool are written as."""
-    return Output(layout=pair_layout(columns), options=options, score_column=options.score_column)
+    return Output(layout=layout_of(columns), options=options, score_column=options.score_column)
 
 
 def rescorer_of(scores: Scores, actors: ActorConfig, *, ranker: str | None = None) -> Rescorer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jobs import pipeline
 from scar_core.errors import SchemaError
 from scar_core.pool.rows import is_text
 from scar_core.style.form import MAX_CHARACTERS, form_metrics
@@ -63,7 +64,8 @@ def with_form(
     cpus_per_task: float = 1.0,
 ) -> Dataset:
     """A dataset of rows with their form metrics, measured by tasks of some hundred rows."""
-    return rows.map_batches(
+    return pipeline.stage(
+        rows,
         measure_form,
         batch_format="pyarrow",
         batch_size=ROWS_PER_TASK,

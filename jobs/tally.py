@@ -47,7 +47,7 @@ class Tally:
         if not bad or sidecar.unit.path in self.bad_files:
             return
         if self.config.on_bad_row == "fail":
-            refuse_row(storage.absolute(self.config.out), sidecar, self.config)
+            refuse_row(storage.absolute(self.config.out), sidecar, self._plan.columns)
         self._quarantined[sidecar.unit.path] += bad
         self._bad_rows += bad
         # Cheap first: the exact check adds up all bad files.

@@ -11,9 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.read_stage import tokenizer_of
-from scar_core.pool.rows import check_pairs
+from scar_core.pool.pairs import check_rows
+from scar_core.pool.rows import CheckedPairs
 from scar_core.pool.sample import Interval, draw_rows
+from scar_core.pool.shapes import columns_read
 from scar_core.pool.units import read_ranges
+from scar_core.ranker.cutting import tokenize_pairs
 from scar_core.ranker.encoding import TokenRows
 from scar_core.scoring import ScoringConfig
 
@@ -23,10 +26,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from jobs.score_plan import Plan
-    from scar_core.pool.rows import CheckedPairs, PairColumns
+    from scar_core.pool.rows import PairColumns
     from scar_core.pool.sample import Draw
     from scar_core.pool.units import Unit
-    from scar_core.ranker.encoding import TextTokenizer
+    from scar_core.ranker.cutting import PieceTokens
 
 WORK_ROWS = ScoringConfig().work_rows
 """Equal texts of so many consecutive rows of a unit are encoded once."""
@@ -55,7 +58,7 @@ class TokenSample:
     """What reading, checking and tokenizing all rows would take one core of this machine."""
     instructions: TokenRows
     responses: TokenRows
-    """Of the sampled rows that can be scored, at most 8 bytes per token and row."""
+    """Of the pieces of sampled rows that can be scored, at most 8 bytes per token and row."""
 
 
 @dataclass
@@ -82,7 +85,8 @@ def sample_tokens(
     tokenizer = tokenizer_of(ranker, plan.key.max_tokens)
     spent, reasons = _Spent(), Counter[str]()
     means = np.zeros((len(sample.draws), 5))
-    texts: list[tuple[TokenRows, TokenRows]] = [_tokenized([], [], tokenizer)]
+    nothing = CheckedPairs([], [], [], [], [])
+    texts = [tokenize_pairs(nothing, tokenizer, long=columns.long)]
     drawn: dict[Unit, list[int]] = defaultdict(list)
     for index, draw in enumerate(sample.draws):
         drawn[draw.unit].append(index)
@@ -93,13 +97,9 @@ def sample_tokens(
             kept_K = _kept(pairs, draw)
             reasons.update(filter(None, (pairs.reasons[row] for row in draw.offsets_R)))
             started = time.perf_counter()
-            found = _tokenized(
-                [pairs.instructions[k] for k in kept_K],
-                [pairs.responses[k] for k in kept_K],
-                tokenizer,
-            )
+            found = tokenize_pairs(pairs.only(kept_K.tolist()), tokenizer, long=columns.long)
             spent.tokenizing += time.perf_counter() - started
-            spent.tokens += sum(len(side.ids_T) for side in found)
+            spent.tokens += int(found.instruction_tokens_J.sum() + found.response_tokens_J.sum())
             means[index] = _means(pairs, copies, kept_K, found, rows=len(draw.offsets_R))
             texts.append(found)
     tokens, encoded, cut, cut_rows, bad = means.T
@@ -116,8 +116,8 @@ def sample_tokens(
         reasons=dict(sorted(reasons.items())),
         reader_seconds=spent.reading / max(spent.rows, 1) * int(sample.rows_H.sum())
         + spent.tokenizing / max(spent.tokens, 1) * total.estimate,
-        instructions=_together([one for one, _ in texts]),
-        responses=_together([other for _, other in texts]),
+        instructions=_together([found.instructions for found in texts]),
+        responses=_together([found.responses for found in texts]),
     )
 
 
@@ -129,14 +129,14 @@ def _read(
     by_path: dict[str, list[Unit]] = defaultdict(list)
     for unit in sorted(units, key=lambda unit: (unit.path, unit.row_start)):
         by_path[unit.path].append(unit)
-    names = [columns.instruction_column, columns.response_column]
     for path, wanted in by_path.items():
         ranges = [(unit.row_start, unit.row_start + unit.rows) for unit in wanted]
+        names = columns_read(columns, files[path].schema)
         started = time.perf_counter()
         for unit, table in zip(
             wanted, read_ranges(files[path], ranges, columns=names), strict=True
         ):
-            pairs, _ = plan.made.filters.on_texts(check_pairs(table, columns), plan.made.benchmarks)
+            pairs, _ = plan.made.filters.on_texts(check_rows(table, columns), plan.made.benchmarks)
             spent.reading += time.perf_counter() - started
             spent.rows += unit.rows
             yield unit, pairs
@@ -156,17 +156,11 @@ def _kept(pairs: CheckedPairs, draw: Draw) -> NDArray[np.int64]:
     return np.flatnonzero(np.isin(np.asarray(pairs.kept_rows, np.int64), draw.offsets_R))
 
 
-def _tokenized(
-    instructions: list[str], responses: list[str], tokenizer: TextTokenizer
-) -> tuple[TokenRows, TokenRows]:
-    return tokenizer.tokenize(instructions), tokenizer.tokenize(responses)
-
-
 def _means(
     pairs: CheckedPairs,
     copies: Counter[tuple[int, str]],
     kept_K: NDArray[np.int64],
-    found: tuple[TokenRows, TokenRows],
+    found: PieceTokens,
     *,
     rows: int,
 ) -> tuple[float, ...]:
@@ -174,12 +168,17 @@ def _means(
 
     A text's tokens are shared out among its copies, so that their sum over all rows counts it once.
     """
-    tokens = sum(len(side.ids_T) for side in found)
-    encoded = sum(
-        float(np.sum(side.lengths_N / [copies[k // WORK_ROWS, texts[k]] for k in kept_K]))
-        for side, texts in zip(found, (pairs.instructions, pairs.responses), strict=True)
+    of_pairs = np.flatnonzero(np.isin(pairs.rows_of_pairs(), kept_K)).tolist()
+    sides = (
+        (found.instruction_tokens_J, pairs.instructions),
+        (found.response_tokens_J, pairs.responses),
     )
-    cut_K = found[0].cut_N + found[1].cut_N
+    tokens = sum(int(tokens_J.sum()) for tokens_J, _ in sides)
+    encoded = sum(
+        float(np.sum(tokens_J / np.array([copies[j // WORK_ROWS, texts[j]] for j in of_pairs])))
+        for tokens_J, texts in sides
+    )
+    cut_K = found.of_rows(found.cut_tokens_J)
     sums = (tokens, encoded, cut_K.sum(), np.count_nonzero(cut_K), rows - len(kept_K))
     return tuple(float(value) / rows for value in sums)
 

@@ -7,7 +7,7 @@ killed, is not here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -15,8 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from scar_core.errors import InputError
-from scar_core.pool.rows import SIDECAR_SCHEMA, PairColumns, check_pairs, check_schema
+from scar_core.pool.pairs import check_rows
+from scar_core.pool.pieces import reduce_pieces
+from scar_core.pool.rows import SIDECAR_SCHEMA, TURN_SCORES, PairColumns, sidecar_schema, text_bytes
+from scar_core.pool.shapes import check_shape, columns_read, resolved
 from scar_core.pool.units import take_rows
+from scar_core.ranker.cutting import tokenize_pairs
 from scar_core.selection.budget import token_histograms
 from scar_core.selection.keep import decide, parse_keep
 from scar_core.selection.order import SidecarColumns
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
     from scar_core.scoring import Scorer
 
 SCORE_COLUMN = "scar_score"
+FIRST_ROWS = 20
+"""Whose content is looked at where columns alone do not tell how rows are to be read."""
 
 Rows = TypeVar("Rows")
 """A sequence of (instruction, response) pairs, a `pyarrow.Table`, or a `datasets.Dataset`."""
@@ -103,12 +109,13 @@ def score_rows(
         SchemaError: a column is missing, or holds no text.
         TypeError: the rows are of another type.
     """
-    columns = columns or PairColumns()
+    columns = _resolved(rows, columns or PairColumns())
     parts = [
         _scored(table, scorer, columns, first=first)
         for first, table in _tables(rows, columns, scorer.config.work_rows)
     ]
-    return ScoredRows(rows=rows, table=pa.concat_tables([SIDECAR_SCHEMA.empty_table(), *parts]))
+    empty = sidecar_schema(columns.turns).empty_table()
+    return ScoredRows(rows=rows, table=pa.concat_tables([empty, *parts]))
 
 
 def curate(
@@ -128,6 +135,23 @@ def curate(
     return score_rows(rows, scorer, columns=columns).keep(keep, score_column=score_column)
 
 
+def _resolved(rows: Any, columns: PairColumns) -> PairColumns:  # noqa: ANN401 - as `_tables`
+    """How rows are read, by their columns and the first of them."""
+    if isinstance(rows, pa.Table):
+        schema, first = rows.schema, rows.slice(0, FIRST_ROWS)
+    elif _is_dataset(rows):
+        schema = rows.features.arrow_schema
+        first = next(iter(rows.with_format("arrow").iter(FIRST_ROWS)), schema.empty_table())
+    else:
+        return replace(columns, format="columns")
+
+    def values(name: str) -> list[str | None]:
+        raw = text_bytes(first[name])
+        return [None if one is None else one.decode(errors="replace") for one in raw]
+
+    return resolved(schema, columns, first_values=values)
+
+
 def _tables(
     rows: Any,  # noqa: ANN401 - no import of `datasets` for its type
     columns: PairColumns,
@@ -136,11 +160,13 @@ def _tables(
     """(number of its first row, table with both columns) of one stretch of rows after the other."""
     names = [columns.instruction_column, columns.response_column]
     if isinstance(rows, pa.Table):
-        check_schema(rows.schema, columns, where="the table")
+        check_shape(rows.schema, columns, where="the table")
+        names = columns_read(columns, rows.schema)
         for first in range(0, rows.num_rows, batch_rows):
             yield first, rows.select(names).slice(first, batch_rows)
     elif _is_dataset(rows):
-        check_schema(rows.features.arrow_schema, columns, where="the dataset")
+        check_shape(rows.features.arrow_schema, columns, where="the dataset")
+        names = columns_read(columns, rows.features.arrow_schema)
         texts = rows.select_columns(names).with_format("arrow")
         for index, table in enumerate(texts.iter(batch_rows)):
             yield index * batch_rows, table
@@ -165,28 +191,33 @@ def _is_dataset(rows: Any) -> bool:  # noqa: ANN401 - anything
 
 
 def _scored(table: pa.Table, scorer: Scorer, columns: PairColumns, *, first: int) -> pa.Table:
-    """The scores of a stretch of rows, as SIDECAR_SCHEMA."""
-    pairs = check_pairs(table, columns)
-    instructions = scorer.tokenizer.tokenize(pairs.instructions)
-    responses = scorer.tokenizer.tokenize(pairs.responses)
+    """The scores of a stretch of rows, as a sidecar of the job would hold them."""
+    pairs = check_rows(table, columns)
+    tokens = tokenize_pairs(pairs, scorer.tokenizer, long=columns.long)
+    scores_P = scorer.score_tokens(tokens.instructions, tokens.responses)
+    reduced = reduce_pieces(scores_P, tokens.pieces, turns=columns.turns)
 
     def spread(values_K: NDArray[Any]) -> NDArray[Any]:
         values_N = np.zeros(table.num_rows, values_K.dtype)
         values_N[pairs.kept_rows] = values_K
         return values_N
 
-    scores_N = spread(scorer.score_tokens(instructions, responses))
+    scores_N = spread(reduced.scores_K)
     missing_N = np.array([reason is not None for reason in pairs.reasons])
     by_name = {
         "row": np.arange(first, first + table.num_rows),
         "score": pa.array(scores_N, mask=missing_N),
         "content_hash": pairs.hashes,
         "reason": pa.array(pairs.reasons, SIDECAR_SCHEMA.field("reason").type),
-        "instruction_tokens": spread(instructions.lengths_N),
-        "response_tokens": spread(responses.lengths_N),
-        "cut_tokens": spread(instructions.cut_N + responses.cut_N),
+        "instruction_tokens": spread(tokens.of_rows(tokens.instruction_tokens_J)),
+        "response_tokens": spread(tokens.of_rows(tokens.response_tokens_J)),
+        "cut_tokens": spread(tokens.of_rows(tokens.cut_tokens_J)),
     }
-    return pa.table(by_name, schema=SIDECAR_SCHEMA)
+    schema = sidecar_schema(columns.turns)
+    if TURN_SCORES.name in schema.names:
+        by_turn = iter(np.split(reduced.turn_scores_T, np.cumsum(reduced.turns_K)[:-1]))
+        by_name[TURN_SCORES.name] = [None if missing else next(by_turn) for missing in missing_N]
+    return pa.table(by_name, schema=schema)
 
 
 def _taken(rows: Any, best: list[int], scores: pa.Array, *, name: str) -> Any:  # noqa: ANN401 - any rows

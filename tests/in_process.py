@@ -69,7 +69,7 @@ def publish_drawn(
     for unit in plan.units:
         bounds = (unit.row_start, unit.row_start + unit.rows)
         (table,) = read_ranges(files[unit.path], [bounds])
-        pairs = check_pairs(table, config)
+        pairs = check_pairs(table, plan.columns)
         drawn = draw(unit, pairs.hashes).tolist()
         lengths = [tokens(content) if content else 0 for content in pairs.hashes]
         columns = {

@@ -75,8 +75,8 @@ def test_lengths_are_bounds_that_are_kept() -> None:
     filters = Filters(min_response_tokens=3, max_response_tokens=9, max_instruction_tokens=5)
     left, messages = filters.on_lengths(
         pairs,
-        instruction_tokens_K=np.array([5, 5, 6, 5]),
-        response_tokens_K=np.array([3, 9, 5, 10]),
+        instruction_tokens_J=np.array([5, 5, 6, 5]),
+        response_tokens_J=np.array([3, 9, 5, 10]),
     )
     assert left.reasons == [None, None, "filtered_long", "filtered_long"]
     assert messages == {2: "the instruction has 6 tokens", 3: "the response has 10 tokens"}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from scar_core import storage
 from scar_core.errors import RunError
-from scar_core.pool.rows import HASH_BYTES, SIDECAR_SCHEMA
+from scar_core.pool.rows import HASH_BYTES, SIDECAR_SCHEMA, TURN_SCORES
 from scar_core.pool.sidecars import (
     ScoringKey,
     Sidecar,
@@ -39,6 +39,9 @@ KEY = ScoringKey(
     max_tokens=512,
     precision="fp32",
 )
+
+OLD_ID = "3c07778a04e5cef2"
+"""Of this key, by the version that had nothing else in it."""
 
 Row = tuple[float | None, str | None, int, int, int]
 """Score, reason, tokens of the instruction and of the response, tokens cut off."""
@@ -122,6 +125,7 @@ def test_scores_come_back_as_they_were_stored(tmp_path: Path, rows: list[Row]) -
     assert written.quarantined == {name: reasons.count(name) for name in sorted(set(reasons))}
     assert written.tokens == sum(head + tail for _, _, head, tail, _ in rows)
     assert written.cut_tokens == sum(row[-1] for row in rows)
+    assert written.cut_rows == sum(row[-1] > 0 for row in rows)
     assert (written.bytes, written.sha256) == (len(data), sha256(data).hexdigest())
 
 
@@ -222,6 +226,11 @@ def test_only_units_that_are_asked_for_are_looked_at(tmp_path: Path) -> None:
         {"max_tokens": 256},
         {"precision": "bf16"},
         {"sidecar_version": 2},
+        {"format": "messages"},
+        {"chat_column": "chat"},
+        {"instruction_template": "{q}"},
+        {"turns": "last"},
+        {"long": "windows"},
     ],
 )
 def test_another_key_scores_anew(tmp_path: Path, change: dict[str, str | int]) -> None:
@@ -235,6 +244,35 @@ def test_another_key_scores_anew(tmp_path: Path, change: dict[str, str | int]) -
         str(tmp_path / sidecar_path(unit, other)), (tmp_path / written.path).read_bytes()
     )
     assert finished(tmp_path, unit, key=other) == []
+
+
+def test_a_key_from_before_there_was_a_choice_is_what_it_was() -> None:
+    """Rows of two columns, scored by their heads: old sidecars stay valid."""
+    assert KEY.told == {
+        "ranker": "r",
+        "instruction_column": "instruction",
+        "response_column": "response",
+        "max_row_bytes": 1_000_000,
+        "max_tokens": 512,
+        "precision": "fp32",
+        "sidecar_version": 1,
+    }
+    assert KEY.id == OLD_ID
+
+
+def test_scores_of_turns_are_kept_where_they_are_asked_for(tmp_path: Path) -> None:
+    """A list a row, null without a score; another key takes no such sidecar for finished."""
+    key, unit = replace(KEY, turns="mean"), unit_of(2)
+    whole = table_of([SCORED, EMPTY]).append_column(
+        TURN_SCORES, pa.array([[1.0, 2.0], None], TURN_SCORES.type)
+    )
+    written = write_sidecar(str(tmp_path), unit=unit, key=key, table=whole)
+    assert finished(tmp_path, unit, key=key) == [written]
+    read = pq.read_table(tmp_path / written.path)
+    assert read["turn_scores"].to_pylist() == [[1.0, 2.0], None]
+    for table, other in ((whole, KEY), (table_of([SCORED, EMPTY]), key)):
+        with pytest.raises(RunError, match="columns"):
+            write_sidecar(str(tmp_path), unit=unit, key=other, table=table)
 
 
 def test_a_sidecar_of_another_unit_is_not_finished(tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 rows            what a pair must be to be scored, content hash, the sidecar's columns
 layouts         the forms of rows that trainers know, and in which columns their parts are
 chats           rows as chats: every layout read as messages
+shapes          shapes of rows: found by a schema and the first rows, checked
+turns           a chat's turns: each answer with the conversation before it
+pairs           rows of any shape as pairs that can be scored, or reasons why not
+pieces          the pieces that rows are scored in, and the way back to one score
 forms           chats as rows of another form, written whole or refused
 words           texts as words in a plain spelling, and runs of n of them as hashes
 language        the language of a text, by a library that brings its model along

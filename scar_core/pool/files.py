@@ -31,10 +31,12 @@ from scar_core.pool.kinds import (
     read_ends,
     told_apart,
 )
-from scar_core.pool.rows import PairColumns, check_schema
+from scar_core.pool.shapes import check_shape, columns_read, resolved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from scar_core.pool.rows import PairColumns
 
 logger = logging.getLogger("scar_curate")
 
@@ -53,7 +55,7 @@ class RowGroup:
 
     rows: int
     text_bytes: int
-    """Uncompressed bytes of the instruction and response columns."""
+    """Uncompressed bytes of the columns that rows are scored by."""
     all_bytes: int
     """Uncompressed bytes of all columns."""
 
@@ -459,7 +461,8 @@ def open_file(info: storage.FileInfo, *, path: str, columns: PairColumns) -> Poo
             f"{str(error).rstrip('.')}. "
             "Write it again, or leave it out of --pool."
         ) from error
-    check_schema(schema, columns, where=info.shown)
+    columns = resolved(schema, columns)  # of `auto` a first look, by the schema alone
+    check_shape(schema, columns, where=info.shown)
     identity = [_unsigned(info.path).rpartition("/")[2], info.size_bytes, info.stamp]
     digest = blake2b(json.dumps(identity).encode(), digest_size=16)
     digest.update(footer)
@@ -468,7 +471,7 @@ def open_file(info: storage.FileInfo, *, path: str, columns: PairColumns) -> Poo
         info=info,
         fingerprint=digest.hexdigest(),
         schema=_SCHEMAS.setdefault(schema.serialize().to_pybytes(), schema),
-        row_groups=_row_groups(metadata, columns),
+        row_groups=_row_groups(metadata, columns_read(columns, schema)),
     )
 
 
@@ -491,13 +494,14 @@ def open_copy(task: imports.Import, *, path: str, columns: PairColumns) -> PoolF
         ) from error
     kept = {key: value for key, value in (schema.metadata or {}).items() if key != imports.BROKEN}
     schema = schema.with_metadata(kept) if kept else schema.remove_metadata()
-    check_schema(schema, columns, where=shown)
+    columns = resolved(schema, columns)  # as of Parquet
+    check_shape(schema, columns, where=shown)
     return PoolFile(
         path=path,
         info=task.info,
         fingerprint=task.fingerprint,
         schema=_SCHEMAS.setdefault(schema.serialize().to_pybytes(), schema),
-        row_groups=_row_groups(metadata, columns),
+        row_groups=_row_groups(metadata, columns_read(columns, schema)),
         copy=task.copy,
         format=str(task.kind),
         broken=imports.broken_rows(metadata),
@@ -539,9 +543,11 @@ def _footer(info: storage.FileInfo) -> tuple[pq.FileMetaData, pa.Schema, bytes]:
         return metadata, schema, opened.read()
 
 
-def _row_groups(metadata: pq.FileMetaData, columns: PairColumns) -> tuple[RowGroup, ...]:
-    texts = {columns.instruction_column, columns.response_column}
-    leaves = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path in texts]
+def _row_groups(metadata: pq.FileMetaData, names: Sequence[str]) -> tuple[RowGroup, ...]:
+    # A nested column has several leaves, and a name may have a dot of its own.
+    nested = tuple(f"{name}." for name in names)
+    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    leaves = [i for i, path in enumerate(paths) if path in names or path.startswith(nested)]
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
     return tuple(
         RowGroup(

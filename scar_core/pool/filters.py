@@ -1,7 +1,7 @@
 """Filters: rows that are left out before they are scored, because somebody asked for it.
 
 A row that a filter takes is quarantined with a reason that starts with `filtered_`: counted and
-listed as any other, but no fault of the pool.
+listed as any other, but no fault of the pool. It takes a chat for one of the turns to be scored.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 from scar_core.pool.language import language_of
-from scar_core.pool.rows import CheckedPairs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scar_core.pool.contamination import BenchmarkIndex
+    from scar_core.pool.rows import CheckedPairs
 
 FILTERED = "filtered_"
 LEAST_RUN_WORDS = 8
@@ -98,8 +98,8 @@ class Filters:
     def on_texts(self, pairs: CheckedPairs, benchmarks: BenchmarkIndex | None) -> Filtered:
         """The pairs less those in other languages, and those that repeat a benchmark."""
         found: dict[int, tuple[str, str]] = {}
-        for index, (instruction, response) in enumerate(
-            zip(pairs.instructions, pairs.responses, strict=True)
+        for index, instruction, response in zip(
+            pairs.rows_of_pairs(), pairs.instructions, pairs.responses, strict=True
         ):
             if (language := self._other_language(instruction, response)) is not None:
                 found[index] = ("language", f"the response is in {language!r}")
@@ -119,13 +119,13 @@ class Filters:
         self,
         pairs: CheckedPairs,
         *,
-        instruction_tokens_K: NDArray[np.integer],
-        response_tokens_K: NDArray[np.integer],
+        instruction_tokens_J: NDArray[np.integer],
+        response_tokens_J: NDArray[np.integer],
     ) -> Filtered:
         """The pairs less those that are too short or too long, in tokens before any cut."""
         found: dict[int, tuple[str, str]] = {}
-        lengths = zip(instruction_tokens_K.tolist(), response_tokens_K.tolist(), strict=True)
-        for index, (instruction, response) in enumerate(lengths):
+        lengths = zip(instruction_tokens_J.tolist(), response_tokens_J.tolist(), strict=True)
+        for index, (instruction, response) in zip(pairs.rows_of_pairs(), lengths, strict=True):
             if response < self.min_response_tokens:
                 found[index] = ("short", f"the response has {response:,} tokens")
             elif self.max_response_tokens is not None and response > self.max_response_tokens:
@@ -153,13 +153,4 @@ def _without(pairs: CheckedPairs, found: Mapping[int, tuple[str, str]]) -> Filte
         row = pairs.kept_rows[index]
         hashes[row], reasons[row], messages[row] = None, FILTERED + reason, message
     left = [index for index in range(len(pairs.kept_rows)) if index not in found]
-    return Filtered(
-        CheckedPairs(
-            kept_rows=[pairs.kept_rows[index] for index in left],
-            instructions=[pairs.instructions[index] for index in left],
-            responses=[pairs.responses[index] for index in left],
-            hashes=hashes,
-            reasons=reasons,
-        ),
-        messages,
-    )
+    return Filtered(pairs.only(left)._replace(hashes=hashes, reasons=reasons), messages)

@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 
 from scar_core import storage
 from scar_core.errors import InputError, RunError
+from scar_core.pool.chats import told as told_of_chat
 from scar_core.pool.filters import FILTERED
 from scar_core.pool.sidecars import MESSAGES
+from scar_core.pool.turns import TURN_REASONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -127,7 +129,9 @@ def quarantined_rows(scores: str, sidecar: Sidecar, columns: PairColumns) -> pa.
 
 
 def message_of(reason: str, columns: PairColumns) -> str:
-    """What a reason of `check_pairs` means, in these columns."""
+    """What a reason of `check_rows` means, in these columns."""
+    if columns.format not in ("auto", "columns", "template"):
+        return _of_chat(reason, columns)
     if reason == "too_large":
         return (
             f"{columns.instruction_column!r} and {columns.response_column!r} together take more "
@@ -142,7 +146,21 @@ def message_of(reason: str, columns: PairColumns) -> str:
         "empty": "holds nothing but white space",
         "not_text": "holds bytes that are not valid UTF-8",
     }
+    if role == "instruction" and columns.instruction_template is not None:
+        return f"the instruction by --instruction-template {told[fault]}"
     return f"{name!r} {told[fault]}"
+
+
+def _of_chat(reason: str, columns: PairColumns) -> str:
+    """The same of a row that is read as a chat."""
+    told = {
+        **TURN_REASONS,
+        "too_large": f"holds texts of more than --max-row-bytes {columns.max_row_bytes:,}",
+        "chat_not_json": f"holds text in {columns.chat_column!r} that is no JSON of a list",
+        "instruction_empty": "asks, before an answer that is scored, with nothing but white space",
+        "response_empty": "has an answer that is nothing but white space",
+    }
+    return f"as {columns.format}, the row {told.get(reason) or told_of_chat(reason)}"
 
 
 def quarantined_files(files: Iterable[BadFile]) -> pa.Table:

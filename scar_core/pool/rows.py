@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import NamedTuple
+from string import Formatter
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import pyarrow as pa
 
 from scar_core.errors import SchemaError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 HASH_BYTES = 16
 
@@ -32,17 +36,40 @@ special tokens included; cut_tokens: lost to truncation, both texts together.
 """
 
 
+TURN_SCORES = pa.field("turn_scores", pa.list_(pa.float32()))
+"""A row's scores turn by turn, in the chat's order; null when quarantined."""
+
+RowFormat = Literal["columns", "alpaca", "sharegpt", "messages", "prompt-completion", "template"]
+Turns = Literal["first", "last", "all", "mean", "min"]
+Long = Literal["head", "head-tail", "windows"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairColumns:
-    """Which columns hold the pair, and how large a row may be."""
+    """How rows hold pairs, which of them are scored and how, and how large a row may be."""
 
+    format: Literal["auto", RowFormat] = "auto"
+    """How rows hold instructions and responses; auto: what the pool's first file looks like, said
+    in the log. columns: in two columns of text. alpaca, sharegpt, messages, prompt-completion: as
+    trainers know them. template: --instruction-template and a response column."""
     instruction_column: str = "instruction"
-    """Column with the instruction."""
+    """Column with the instruction, or the prompt."""
     response_column: str = "response"
-    """Column with the response."""
+    """Column with the response, output or completion."""
+    chat_column: str | None = None
+    """Column with the messages of a chat; by default conversations (sharegpt) or messages."""
+    instruction_template: str | None = None
+    """The instruction as text around columns in braces, '{question}\\n\\n{context}'."""
+    turns: Turns = "first"
+    """Which responses of a chat are scored, each given the conversation before it, and what the
+    row's score is: that of the first or the last, the mean of all, their mean weighted by tokens
+    (all), or the lowest (min)."""
+    long: Long = "head"
+    """What is read of a text of more than --max-tokens. head: its beginning. head-tail: half of the
+    tokens from its beginning, half from its end. windows: of a response all, window by window,
+    averaged by tokens."""
     max_row_bytes: int = 1_000_000
-    """Rows whose instruction and response together take more bytes of UTF-8 are quarantined;
-    at least 1."""
+    """Rows whose texts together take more bytes of UTF-8 are quarantined; at least 1."""
 
     def __post_init__(self) -> None:
         """Refuse limits that no row can meet, and one column for two things."""
@@ -50,6 +77,38 @@ class PairColumns:
             raise ValueError(f"max_row_bytes must be at least 1, got {self.max_row_bytes}")
         if self.instruction_column == self.response_column:
             raise ValueError(f"one column for two things: {self.instruction_column!r}")
+        if self.format == "template" and self.instruction_template is None:
+            raise ValueError("format template needs instruction_template")
+        if self.instruction_template is None:
+            return
+        if self.format not in ("auto", "template"):
+            raise ValueError(f"instruction_template goes with format template, not {self.format}")
+        template_columns(self.instruction_template)
+
+
+def template_columns(template: str) -> list[str]:
+    """The columns that an instruction template names, once each.
+
+    Raises:
+        ValueError: it names none, or does more than naming columns.
+    """
+    names = []
+    for _, name, spec, conversion in Formatter().parse(template):  # ValueError: a lone brace
+        if name is None:
+            continue
+        if not name or spec or conversion or set(name) & set(".[]"):
+            raise ValueError(
+                f"instruction_template takes names of columns in braces alone, got {template!r}"
+            )
+        names.append(name)
+    if not names:
+        raise ValueError(f"instruction_template names no column: {template!r}")
+    return list(dict.fromkeys(names))
+
+
+def sidecar_schema(turns: Turns) -> pa.Schema:
+    """Columns of a sidecar: with scores by turn where a row's score is made of several."""
+    return SIDECAR_SCHEMA if turns in ("first", "last") else SIDECAR_SCHEMA.append(TURN_SCORES)
 
 
 class CheckedPairs(NamedTuple):
@@ -58,13 +117,40 @@ class CheckedPairs(NamedTuple):
     kept_rows: list[int]
     """Positions of the K rows, ascending."""
     instructions: list[str]
-    """K texts."""
+    """K texts, or J of several turns a row."""
     responses: list[str]
-    """K texts."""
+    """As many."""
     hashes: list[bytes | None]
     """N content hashes; None where quarantined."""
     reasons: list[str | None]
     """N reasons; None where kept."""
+    turns: list[int] | None = None
+    """How many pairs each of the K rows has, J texts of either side in all; None: one each."""
+    conversations: list[bool] | None = None
+    """Whether an instruction is a conversation, of which the end counts; None: none of the J is."""
+
+    def rows_of_pairs(self) -> list[int]:
+        """Which of the K rows each of the J pairs is of."""
+        rows = range(len(self.kept_rows))
+        return [k for k in rows for _ in range(1 if self.turns is None else self.turns[k])]
+
+    def last_pairs(self) -> list[tuple[str, str]]:
+        """The last pair of each of the K rows: of a chat, all that was said before its answer."""
+        last = {k: j for j, k in enumerate(self.rows_of_pairs())}
+        return [(self.instructions[j], self.responses[j]) for j in last.values()]
+
+    def only(self, left: Sequence[int]) -> CheckedPairs:
+        """The pairs of some of the K rows; hashes and reasons stay as they are."""
+        wanted = set(left)
+        of_pairs = [j for j, k in enumerate(self.rows_of_pairs()) if k in wanted]
+        turns, some = self.turns, self.conversations
+        return self._replace(
+            kept_rows=[self.kept_rows[k] for k in left],
+            instructions=[self.instructions[j] for j in of_pairs],
+            responses=[self.responses[j] for j in of_pairs],
+            turns=None if turns is None else [turns[k] for k in left],
+            conversations=None if some is None else [some[j] for j in of_pairs],
+        )
 
 
 def content_hash(instruction: str, response: str) -> bytes:
@@ -119,15 +205,24 @@ def check_pairs(table: pa.Table, columns: PairColumns) -> CheckedPairs:
     A reason is `<instruction|response>_<null|not_text|empty>` or `too_large`; the instruction's
     problem is named first. Bytes count as text where they are valid UTF-8.
     """
+    return checked_texts(
+        text_bytes(table.column(columns.instruction_column)),
+        text_bytes(table.column(columns.response_column)),
+        max_row_bytes=columns.max_row_bytes,
+    )
+
+
+def checked_texts(
+    heads: Sequence[bytes | None], tails: Sequence[bytes | None], *, max_row_bytes: int
+) -> CheckedPairs:
+    """`check_pairs` of N instructions and responses."""
     kept_rows: list[int] = []
     instructions: list[str] = []
     responses: list[str] = []
     hashes: list[bytes | None] = []
     reasons: list[str | None] = []
-    heads = _as_bytes(table.column(columns.instruction_column))
-    tails = _as_bytes(table.column(columns.response_column))
     for position, (head, tail) in enumerate(zip(heads, tails, strict=True)):
-        checked = _check_pair(head, tail, columns.max_row_bytes)
+        checked = _check_pair(head, tail, max_row_bytes)
         if isinstance(checked, str):
             hashes.append(None)
             reasons.append(checked)
@@ -140,8 +235,8 @@ def check_pairs(table: pa.Table, columns: PairColumns) -> CheckedPairs:
     return CheckedPairs(kept_rows, instructions, responses, hashes, reasons)
 
 
-def _as_bytes(column: pa.ChunkedArray) -> list[bytes | None]:
-    """Raw bytes: Parquet does not promise that a string column holds valid UTF-8."""
+def text_bytes(column: pa.ChunkedArray) -> list[bytes | None]:
+    """The texts of a column; raw, as Parquet does not promise that a string column is UTF-8."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     values: list[bytes | None] = column.cast(pa.large_binary()).to_pylist()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b, sha256
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from scar_core import storage
 from scar_core.errors import RunError
-from scar_core.pool.rows import SIDECAR_SCHEMA
+from scar_core.pool.rows import Long, RowFormat, Turns, sidecar_schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 READ_THREADS = 16
 # Few rows have a message of their own; a column for them would weigh on every sidecar.
 MESSAGES = b"scar_messages"
+# Of a key, those that it had from the start.
+_FIRST_FIELDS = 7
 TOKEN_COLUMNS = ("instruction_tokens", "response_tokens", "cut_tokens")
 
 
@@ -46,6 +48,11 @@ class ScoringKey:
     """Raised when the same input would give another sidecar."""
     filters: str = ""
     """What stands for the filters; empty where none takes a row."""
+    format: RowFormat = "columns"
+    chat_column: str | None = None
+    instruction_template: str | None = None
+    turns: Turns = "first"
+    long: Long = "head"
 
     @property
     def id(self) -> str:
@@ -56,12 +63,12 @@ class ScoringKey:
     def told(self) -> dict[str, Any]:
         """The same for a sidecar and a manifest.
 
-        Filters that nobody asked for are not told: sidecars from before there were any stay valid.
+        What came with a later version is not told where it is as it was before there was a choice:
+        older sidecars stay valid.
         """
-        told = asdict(self)
-        if not self.filters:
-            del told["filters"]
-        return told
+        later = {one.name: one.default for one in fields(self)[_FIRST_FIELDS:]}
+        everything = asdict(self).items()
+        return {n: value for n, value in everything if n not in later or value != later[n]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +88,8 @@ class Sidecar:
     """Given to the encoder, special tokens included."""
     cut_tokens: int
     """Lost to truncation."""
+    cut_rows: int = 0
+    """Rows that lost some."""
 
 
 def sidecar_path(unit: Unit, key: ScoringKey) -> str:
@@ -102,13 +111,13 @@ def write_sidecar(
         scores: the scores directory.
         unit: whose rows.
         key: how they were scored.
-        table: SIDECAR_SCHEMA, one row per row of the unit, in input order.
+        table: of `sidecar_schema`, one row per row of the unit, in input order.
         messages: by row number, what happened to rows whose reason alone does not tell.
 
     Raises:
         RunError: the table is not that.
     """
-    fault = _find_fault(table, unit)
+    fault = _find_fault(table, unit, key)
     if fault is not None:
         raise RunError(
             f"{unit.path} rows {unit.row_start:,}+{unit.rows:,}: cannot be stored as scored: "
@@ -124,9 +133,9 @@ def write_sidecar(
     return _describe(data, table, unit=unit, path=path)
 
 
-def _find_fault(table: pa.Table, unit: Unit) -> str | None:
+def _find_fault(table: pa.Table, unit: Unit, key: ScoringKey) -> str | None:
     """What keeps a table from being the scores of a unit; None if nothing does."""
-    if table.schema.remove_metadata() != SIDECAR_SCHEMA:
+    if table.schema.remove_metadata() != sidecar_schema(key.turns):
         return f"columns {table.schema.to_string(show_schema_metadata=False)}"
     if table.num_rows != unit.rows:
         return f"{table.num_rows:,} rows"
@@ -178,7 +187,7 @@ def _open_sidecar(scores: str, unit: Unit, key: ScoringKey) -> Sidecar | None:
     except (pa.ArrowException, OSError, ValueError):  # cut, foreign, or not what was written
         return None
     metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != MESSAGES}
-    if metadata != _identity(unit, key) or _find_fault(table, unit):
+    if metadata != _identity(unit, key) or _find_fault(table, unit, key):
         return None
     return _describe(data, table, unit=unit, path=path)
 
@@ -198,6 +207,7 @@ def _describe(data: bytes, table: pa.Table, *, unit: Unit, path: str) -> Sidecar
         quarantined=dict(sorted(quarantined.items())),
         tokens=sums["instruction_tokens"] + sums["response_tokens"],
         cut_tokens=sums["cut_tokens"],
+        cut_rows=int(np.count_nonzero(table["cut_tokens"])),
     )
 
 

@@ -1,6 +1,7 @@
 """The model: texts to tokens, an encoder, two heads; how it is run, and the directory it lives in.
 
 encoding        texts → token ids, truncation counted
+cutting         pairs → token ids of pieces: cut, cut from the left, or in windows
 encoders        transformers' own encoders; gte's old parameter names
 model           RankerConfig, RankerOutput, Ranker
 linears         which library multiplies matrices, in which precision

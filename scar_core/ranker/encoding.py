@@ -8,7 +8,8 @@ from __future__ import annotations
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from functools import cached_property
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -152,6 +153,37 @@ class TextTokenizer:
         offsets = _offsets(lengths)
         flat = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=offsets[-1])
         return TokenRows(flat, offsets, np.asarray(cut, dtype=np.int32))
+
+    def tokenize_whole(self, texts: Sequence[str]) -> TokenRows:
+        """As `tokenize`, but nothing is cut off."""
+        ids: list[list[int]] = []
+        for chunk in _chunks(texts):
+            if self._whole is None:
+                ids += self.tokenizer(chunk, verbose=False)["input_ids"]
+            else:
+                ids += [encoding.ids for encoding in self._whole.encode_batch_fast(chunk)]
+        offsets = _offsets(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)))
+        flat = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=offsets[-1])
+        return TokenRows(flat, offsets, np.zeros(len(ids), np.int32))
+
+    @cached_property
+    def edges(self) -> tuple[int, int]:
+        """Special tokens before a text and after it."""
+        bare, some = (self.tokenize_whole([text]).ids_T.tolist() for text in ("", "a"))
+        same = (one == other for one, other in zip(bare, some, strict=False))
+        before = sum(takewhile(bool, same))
+        return before, len(bare) - before
+
+    @cached_property
+    def _whole(self) -> Any:  # noqa: ANN401  - as above
+        """A copy of the Rust tokenizer that cuts nothing off; None when there is none."""
+        if self._backend is None:
+            return None
+        whole = type(self._backend).from_str(self._backend.to_str())
+        whole.no_truncation()
+        # Not a part of what `to_str` tells.
+        whole.encode_special_tokens = self._backend.encode_special_tokens
+        return whole
 
     def _encode(self, texts: list[str]) -> Iterator[tuple[list[int], int]]:
         """Ids and cut counts from the Rust tokenizer, which keeps what it cut off as overflow."""

@@ -77,6 +77,9 @@ def _counts(report: dict[str, Any]) -> str:
             )
         )
     lines.append(("tokens", f"{tokens:>12,}   {cut_tokens:,} more cut off ({share:.1%})"))
+    if report.get("cut_rows") is not None:  # an older version did not count them
+        cut_ratio = report["cut_rows"] / max(counts["scored"], 1)
+        lines.append(("rows with cut texts", f"{report['cut_rows']:>12,}   {cut_ratio:.1%}"))
     lines += _speed(report["scoring"])
     return "\n".join(f"{name:<28}{value}" for name, value in lines)
 
