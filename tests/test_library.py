@@ -18,6 +18,7 @@ from scar_core.pool.rows import content_hash
 from tests.tiny import tiny_ranker_dir
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+SECTION = README.partition("## As a library\n")[2].partition("\n##")[0]
 PAIRS = [
     ("Name a prime.", "Seven is a prime number."),
     ("Name a prime.", "7"),
@@ -128,7 +129,7 @@ def test_names_are_imported_when_they_are_asked_for(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
-@pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+@pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL))
 def test_the_readmes_examples_run(
     scorer: Scorer, example: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
