@@ -10,6 +10,7 @@ from jobs.answers import put_answer, put_part, read_open
 from jobs.endpoint import KEPT, Endpoint, Traffic
 from scar_core import stores
 from scar_core.errors import RunError
+from scar_core.processes import is_gone
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -32,15 +33,38 @@ class AskedUnit:
 
 
 class AskActor:
-    """One endpoint client in a process of its own, as an asyncio actor of Ray."""
+    """One endpoint client in a process of its own, as an asyncio actor of Ray.
+
+    Args:
+        config: of the endpoint.
+        secrets: its key, and the access to stores.
+        work: the folder of the answers.
+        actors: how many share the limits.
+        driver: the process that it asks for, as `own_process` names it.
+    """
 
     def __init__(
-        self, config: EndpointConfig, secrets: tuple[ApiKey, stores.Access], work: str, actors: int
+        self,
+        config: EndpointConfig,
+        secrets: tuple[ApiKey, stores.Access],
+        work: str,
+        actors: int,
+        driver: str,
     ) -> None:
         key, access = secrets
         stores.carry(access)
         self.work = work
-        self.endpoint = Endpoint(config, key, actors=actors)
+        self.driver = driver
+        self.endpoint = Endpoint(config, key, actors=actors, before_each=self._check_driver)
+
+    def _check_driver(self) -> None:
+        """Raise RunError when nobody waits for answers any more.
+
+        Ray ends the actors of a driver that was killed, but only after a while, in which the next
+        run may have begun to ask. A driver on another machine is not seen from here.
+        """
+        if is_gone(self.driver):
+            raise RunError("the process that wanted answers has ended")
 
     async def ask_unit(self, unit: str, requests: Sequence[Request]) -> AskedUnit:
         """Ask what of a unit has no answer yet; where all have one, they become a part.

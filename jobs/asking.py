@@ -17,6 +17,7 @@ from jobs.events import EventsConfig
 from jobs.progress import Progress
 from scar_core import storage, stores
 from scar_core.errors import RunError, ScarError
+from scar_core.processes import own_process
 from scar_core.training.quadruples import QuadrupleColumns
 
 if TYPE_CHECKING:
@@ -154,8 +155,10 @@ def _asked_units(
     remote = ray.remote(AskActor).options(
         num_cpus=ACTOR_CPUS, max_restarts=RESTARTS, max_task_retries=RESTARTS
     )
+    driver = own_process()
     pool = [
-        remote.remote(_plain(config), secrets, config.work_folder, actors) for _ in range(actors)
+        remote.remote(_plain(config), secrets, config.work_folder, actors, driver)
+        for _ in range(actors)
     ]
     units = _units(requests)
     ahead = 1 + -(-config.concurrency // (actors * UNIT_REQUESTS))

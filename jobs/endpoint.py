@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jobs.endpoint_config import EndpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tenacity import RetryCallState
 
@@ -79,13 +79,24 @@ class _TryAgainError(Exception):
 
 
 class Endpoint:
-    """A client of one endpoint for one event loop, with this actor's share of the limits."""
+    """A client of one endpoint for one event loop, with this actor's share of the limits.
 
-    def __init__(self, config: EndpointConfig, key: ApiKey, *, actors: int = 1) -> None:
+    `before_each` is called before every try; what it raises ends the request.
+    """
+
+    def __init__(
+        self,
+        config: EndpointConfig,
+        key: ApiKey,
+        *,
+        actors: int = 1,
+        before_each: Callable[[], None] | None = None,
+    ) -> None:
         from aiolimiter import AsyncLimiter  # noqa: PLC0415 - only who asks an LLM needs these
         from openai import AsyncOpenAI  # noqa: PLC0415
 
         self.config, self.key = config, key
+        self._before_each = before_each
         # Retries are ours: each must pass the limits, be counted, and honour Retry-After.
         self.client = AsyncOpenAI(
             base_url=config.base_url,
@@ -173,6 +184,8 @@ class Endpoint:
         # A Retry-After is meant for all of this client's requests.
         while (left := self._quiet_until - time.monotonic()) > 0:  # noqa: ASYNC110 - it may move on
             await asyncio.sleep(left)
+        if self._before_each is not None:
+            self._before_each()
         self.traffic.tries += 1
         return self._read(await self._send(messages, response_format))
 

@@ -15,6 +15,7 @@ from jobs import asking, cli
 from jobs.answers import unit_id
 from jobs.ask_actor import AskActor
 from scar_core import stores
+from scar_core.processes import own_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -137,9 +138,17 @@ def llm_server() -> Iterator[LlmServer]:
         server.http.server_close()
 
 
-def asked_in_process(requests: Any, config: asking.AskConfig, key: Any) -> Iterator[Any]:  # noqa: ANN401
+def asked_in_process(
+    requests: Any,  # noqa: ANN401
+    config: asking.AskConfig,
+    key: Any,  # noqa: ANN401
+    *,
+    driver: str | None = None,
+) -> Iterator[Any]:
     """What `asking` deals to actors, asked by one actor object of this process."""
-    actor = AskActor(asking._plain(config), (key, stores.carried()), config.work_folder, 1)  # noqa: SLF001
+    secrets = (key, stores.carried())
+    plain = asking._plain(config)  # noqa: SLF001
+    actor = AskActor(plain, secrets, config.work_folder, 1, driver or own_process())
     with asyncio.Runner() as runner:
         for unit in asking._units(requests):  # noqa: SLF001
             yield runner.run(actor.ask_unit(unit_id(unit), unit))

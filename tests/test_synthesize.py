@@ -9,20 +9,21 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import cli, synthesize, verify
+from jobs import asking, cli, synthesize, verify
 from scar_core.lease import held
 from scar_core.manifest import check_counts, describe_file
 from scar_core.training.quadruple_files import read_quadruples
 from scar_core.training.quadruples import QuadrupleColumns
 from tests.in_process import run_here
 from tests.jobs_harness import ROOT, manifest_of, rows_of
-from tests.llm_server import KEY, LlmServer, Reply, ask_here, llm_server
+from tests.llm_server import KEY, LlmServer, Reply, ask_here, asked_in_process, llm_server
 from tests.test_train_job import write_jsonl
 
 if TYPE_CHECKING:
@@ -384,6 +385,20 @@ def resumed(
     counts = manifest_of(out)["counts"]
     assert (counts["rows_out"], counts["answered_before"]) == (150, len(kept))
     assert counts["tokens_out"] == 150 * 7
+
+
+def test_nobody_asks_for_a_driver_that_has_ended(
+    server: LlmServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray ends its actors late; until then the next run may ask the same."""
+    ask = "from scar_core.processes import own_process; print(own_process())"
+    ended = subprocess.run(
+        [sys.executable, "-c", ask], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.strip()
+    monkeypatch.setattr(asking, "_asked_units", partial(asked_in_process, driver=ended))
+    quads = write_jsonl(tmp_path / "q.jsonl", human_rows(3))
+    assert run(server, quads, tmp_path / "out") == 1
+    assert not server.bodies
 
 
 def test_a_run_that_was_killed_repeats_no_request_that_has_an_answer(
