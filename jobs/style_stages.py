@@ -64,7 +64,7 @@ def with_form(
     cpus_per_task: float = 1.0,
 ) -> Dataset:
     """A dataset of rows with their form metrics, measured by tasks of some hundred rows."""
-    return pipeline.stage(
+    measured = pipeline.stage(
         rows,
         measure_form,
         batch_format="pyarrow",
@@ -77,3 +77,5 @@ def with_form(
             "max_characters": max_characters,
         },
     )
+    measured.set_name("measure_form")  # what Ray's dashboard shows
+    return measured
