@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 import numpy as np
 import torch
 
-from scar_core.errors import InputError, RunError
+from scar_core.errors import InputError
 from scar_core.ranker.attention import use_packed_attention
+from scar_core.ranker.budget import BatchStats, TokenBudget
 from scar_core.ranker.encoding import TextTokenizer, TokenRows
 from scar_core.ranker.linears import Library, bf16_is_native, fastest_library, use_linears
 from scar_core.ranker.model import Ranker, TextFeatures
 from scar_core.ranker.packing import (
-    Encode,
-    encode_packed,
-    encode_padded,
+    ENCODE,
+    TOLERANCE,
+    Batching,
+    Precision,
     fault_of,
     longest_text,
     probe_of,
@@ -40,13 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Precision = Literal["fp32", "bf16"]
-Batching = Literal["packed", "padded"]
-
-_ENCODE: dict[Batching, Encode] = {"packed": encode_packed, "padded": encode_padded}
 _DTYPE: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 5e-2}
-"""Largest error of a text's features at the check, as a share: rounding is 1e-6 and 5e-3."""
 _BUDGET_TOKENS = {"cpu": 1024, "cuda": 65_536}
 """CPU: 512 to 4,096 are equally fast, less stays in cache. GPU: not measured."""
 
@@ -79,11 +75,9 @@ class ScoringConfig:
 
 
 @dataclass(kw_only=True)
-class ScoringStats:
+class ScoringStats(BatchStats):
     """What a Scorer has done so far."""
 
-    batching: Batching
-    """How texts are batched, after the check at load."""
     linears: Library
     """Who multiplies the matrices."""
     precision: Precision
@@ -91,12 +85,6 @@ class ScoringStats:
     rows: int = 0
     texts: int = 0
     """Texts encoded: equal ones of a work set count once."""
-    real_tokens: int = 0
-    computed_tokens: int = 0
-    """Real ones and padding."""
-    batches: int = 0
-    halvings: int = 0
-    """How often the token budget was halved for want of memory."""
     rescored_rows: int = 0
     """Rows whose bf16 score was not finite and was computed again in fp32."""
 
@@ -123,7 +111,9 @@ class Scorer:
         self._loaded = loaded
         self._limit_tokens = min(self.config.max_tokens, longest_text(loaded.ranker.encoder))
         self.tokenizer = TextTokenizer(loaded.tokenizer, max_tokens=self._limit_tokens)
-        self._budget_tokens = self.config.token_budget or _BUDGET_TOKENS[self.device.type]
+        self._budget = TokenBudget(
+            self.config.token_budget or _BUDGET_TOKENS[self.device.type], device=self.device
+        )
         self._ranker, self.stats = self._prepared()
         self._exact: Scorer | None = None
 
@@ -190,50 +180,16 @@ class Scorer:
         D = self._ranker.config.hidden_dim
         pooled_ND = torch.full((len(rows), D), torch.nan, device=self.device)
         form_ND = torch.full_like(pooled_ND, torch.nan)
-        encode = _ENCODE[self.stats.batching]
-        lengths_N, offsets_N1 = rows.lengths_N, rows.offsets_N1
-        first, last = 0, int((lengths_N > 0).sum())
-        while first < last:
-            end = min(last, self._batch_end(offsets_N1, first))
-            ids_T = rows.ids_T[offsets_N1[first] : offsets_N1[end]]
-            try:
-                batch = encode(self._ranker, ids_T=ids_T, lengths_N=lengths_N[first:end])
-            except torch.OutOfMemoryError as error:
-                self._halve_budget(offsets_N1[end] - offsets_N1[first], end - first, error)
-                continue
-            pooled_ND[first:end], form_ND[first:end] = batch
-            self._count(lengths_N[first:end])
-            first = end
+        encode, lengths_N = ENCODE[self.stats.batching], rows.lengths_N
+        whole = rows.take(np.arange(int((lengths_N > 0).sum())))
+
+        def compute(batch: slice, ids_T: NDArray[np.int32]) -> None:
+            features = encode(self._ranker, ids_T=ids_T, lengths_N=lengths_N[batch])
+            pooled_ND[batch], form_ND[batch] = features
+
+        self._budget.run(whole, self.stats, compute)
+        self.stats.texts += len(whole)
         return TextFeatures(pooled_ND, form_ND)
-
-    def _batch_end(self, offsets_N1: NDArray[np.int64], first: int) -> int:
-        """Give the text after the last one that still fits into the budget; at least one does."""
-        if self.stats.batching == "packed":
-            limit = offsets_N1[first] + self._budget_tokens
-            end = int(np.searchsorted(offsets_N1, limit, side="right")) - 1
-        else:
-            end = first + self._budget_tokens // int(offsets_N1[first + 1] - offsets_N1[first])
-        return max(first + 1, end)
-
-    def _halve_budget(self, tokens: int, texts: int, error: torch.OutOfMemoryError) -> None:
-        if texts == 1:
-            raise RunError(
-                f"{self.device}: a text of {tokens} tokens does not fit into memory. "
-                f"Use a smaller encoder, a larger device or fewer actors on it."
-            ) from error
-        self._budget_tokens = max(1, min(self._budget_tokens, int(tokens)) // 2)
-        self.stats.halvings += 1
-        log.warning("out of memory on %s: token budget now %d", self.device, self._budget_tokens)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _count(self, lengths_N: NDArray[np.int64]) -> None:
-        self.stats.texts += len(lengths_N)
-        self.stats.batches += 1
-        self.stats.real_tokens += int(lengths_N.sum())
-        packed = self.stats.batching == "packed"
-        padded_tokens = int(lengths_N.max()) * len(lengths_N)
-        self.stats.computed_tokens += int(lengths_N.sum()) if packed else padded_tokens
 
     def _check_lengths(self, rows: TokenRows) -> None:
         longest = int(rows.lengths_N.max(initial=0))
@@ -257,8 +213,8 @@ class Scorer:
                     use_packed_attention(ranker.encoder)
                 if (library, precision) != ("torch", "fp32"):
                     use_linears(ranker.encoder, library=library, dtype=_DTYPE[precision])
-                tolerance = _TOLERANCE[precision]
-                fault = fault_of(ranker, _ENCODE[batching], probe, tolerance=tolerance)
+                tolerance = TOLERANCE[precision]
+                fault = fault_of(ranker, ENCODE[batching], probe, tolerance=tolerance)
                 if fault is None:
                     return ranker, ScoringStats(
                         batching=batching, linears=library, precision=precision

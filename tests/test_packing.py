@@ -149,7 +149,7 @@ def test_the_check_sees_a_window_that_is_not_honoured(monkeypatch: pytest.Monkey
     stock, _ = tiny_ranker("modernbert")
     probe = probe_of(stock, max_tokens=64)
     ranker = packed_ranker("modernbert")
-    monkeypatch.setattr(attention, "band", lambda *_: None)
+    monkeypatch.setattr(attention, "band", lambda *_, **__: None)
     fault = fault_of(ranker, encode_packed, probe, tolerance=1e-4)
     assert fault is not None
     assert "off by" in fault

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from scar_core import scoring
 from scar_core.errors import InputError, RunError
+from scar_core.ranker import packing
 from scar_core.ranker.checkpoint import LoadedRanker
 from scar_core.ranker.encoding import TokenRows
 from scar_core.ranker.model import Ranker, RankerConfig
@@ -128,7 +129,7 @@ def test_batches_keep_to_the_token_budget(batching: str, monkeypatch: pytest.Mon
     """Unless one text alone is longer; packed batches compute no padding."""
     scorer = tiny_scorer(batching=batching, token_budget=64)
     sizes: list[tuple[int, int]] = []
-    encode = scoring._ENCODE[scorer.stats.batching]  # noqa: SLF001  - what is watched here
+    encode = packing.ENCODE[scorer.stats.batching]
 
     def watched(ranker: Ranker, **texts: NDArray[Any]) -> Any:  # noqa: ANN401  - features
         lengths_N = texts["lengths_N"]
@@ -136,7 +137,7 @@ def test_batches_keep_to_the_token_budget(batching: str, monkeypatch: pytest.Mon
         sizes.append((len(lengths_N), int(computed)))
         return encode(ranker, **texts)
 
-    monkeypatch.setitem(scoring._ENCODE, scorer.stats.batching, watched)  # noqa: SLF001
+    monkeypatch.setitem(packing.ENCODE, scorer.stats.batching, watched)
     scorer.score(PAIRS)
     assert max(texts for texts, _ in sizes) > 1
     assert all(tokens <= 64 for texts, tokens in sizes if texts > 1)
@@ -152,14 +153,14 @@ def test_work_sets_bound_memory_and_change_nothing() -> None:
 
 def fail_above(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let packed batches of more than so many tokens run out of memory."""
-    encode = scoring._ENCODE["packed"]  # noqa: SLF001  - the one seam that both devices share
+    encode = packing.ENCODE["packed"]  # the one seam that both devices share
 
     def tight(ranker: Ranker, **texts: NDArray[Any]) -> Any:  # noqa: ANN401  - features
         if len(texts["ids_T"]) > tokens:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return encode(ranker, **texts)
 
-    monkeypatch.setitem(scoring._ENCODE, "packed", tight)  # noqa: SLF001
+    monkeypatch.setitem(packing.ENCODE, "packed", tight)
 
 
 def test_out_of_memory_halves_the_budget_and_goes_on(

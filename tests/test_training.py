@@ -17,6 +17,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from scar_core.errors import NonFiniteError
 from scar_core.ranker.encoding import TextTokenizer
+from scar_core.ranker.packing import ENCODE
 from scar_core.training.accuracy import (
     accuracy_rows,
     accuracy_table,
@@ -33,7 +34,7 @@ from scar_core.training.batches import (
     share,
     tokenize_quadruples,
 )
-from scar_core.training.batching import ENCODE, use_batching
+from scar_core.training.batching import use_batching
 from scar_core.training.deal import Sides
 from scar_core.training.epochs import Progress, Trained, count_steps, train
 from scar_core.training.losses import GateConfig, LossConfig

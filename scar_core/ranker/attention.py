@@ -6,7 +6,6 @@ Shape suffixes: N texts, T tokens of all texts end to end, L tokens of one, H he
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -56,31 +55,33 @@ def attend_within_texts(
     scaling: float | None = None,
     sliding_window: int | None = None,
     dropout: float = 0.0,
+    causal: bool = False,
     **unsupported: Any,  # noqa: ANN401  - whatever a model adds
 ) -> tuple[Tensor, None]:
-    """Attention of [1, H, T, E] to [1, T, H, E], each text to itself.
+    """Attention of [1, H, T, E] to [1, T, H, E], each text to itself; if `causal`, to what is past.
 
     Raises:
-        NotImplementedError: A model asks for attention that this does not compute: causal,
-            masked, biased or capped.
+        NotImplementedError: A model asks for attention that this does not compute: the other way
+            round, masked, biased or capped.
     """
-    causal = unsupported.get("is_causal") or getattr(module, "is_causal", False)
+    asked = unsupported.get("is_causal")
+    asked = getattr(module, "is_causal", causal) if asked is None else asked
     extras = [name for name in _OTHER_ATTENTION if unsupported.get(name) is not None]
-    if layout is None or attention_mask is not None or causal or extras:
-        raise NotImplementedError(f"attention with {extras or 'a mask, or no layout, or causal'}")
+    if layout is None or attention_mask is not None or bool(asked) != causal or extras:
+        other = "both ways" if causal else "causal"
+        raise NotImplementedError(f"attention with {extras or f'a mask, or no layout, or {other}'}")
     query, key = query.to(value.dtype), key.to(value.dtype)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     # [1, H, T, E] → [T, H, E], a view
     q_THE, k_THE, v_THE = (x.transpose(1, 2).squeeze(0) for x in (query, key, value))
+    how: dict[str, Any] = {"scaling": scaling, "window": sliding_window, "causal": causal}
     half_on_gpu = q_THE.is_cuda and q_THE.dtype != torch.float32
     if half_on_gpu and not dropout:  # varlen_attn has none
-        out_THE = attend_varlen(q_THE, k_THE, v_THE, layout, scaling=scaling, window=sliding_window)
+        out_THE = attend_varlen(q_THE, k_THE, v_THE, layout, **how)
     else:
-        out_THE = attend_runs(
-            q_THE, k_THE, v_THE, layout, scaling=scaling, window=sliding_window, dropout=dropout
-        )
+        out_THE = attend_runs(q_THE, k_THE, v_THE, layout, dropout=dropout, **how)
     return out_THE.unsqueeze(0), None
 
 
@@ -92,6 +93,7 @@ def attend_varlen(
     *,
     scaling: float | None,
     window: int | None,
+    causal: bool = False,
 ) -> Tensor:
     """All texts in one call of torch's flash attention, which computes in half precision only."""
     from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415  - of use on a GPU only
@@ -108,7 +110,7 @@ def attend_varlen(
         max_q=longest,
         max_k=longest,
         scale=scaling,
-        window_size=(reach, reach),
+        window_size=(reach, 0 if causal else reach),
     )
     return out_THE
 
@@ -121,13 +123,12 @@ def attend_runs(
     *,
     scaling: float | None,
     window: int | None,
+    causal: bool = False,
     dropout: float = 0.0,
 ) -> Tensor:
     """One call per run of equally long texts, which are a batch without padding."""
     heads, width = q_THE.shape[1:]
-    attend: Any = attend_in_bf16 if _bf16_without_amx(q_THE) else scaled_dot_product_attention
-    if dropout:  # in training only
-        attend = partial(scaled_dot_product_attention, dropout_p=dropout)
+    plain = _bf16_without_amx(q_THE) and not (dropout or causal)  # dropout: in training only
     learning = torch.is_grad_enabled() and q_THE.requires_grad
     out_THE = torch.empty_like(q_THE, memory_format=torch.contiguous_format)
     # Split, and put together when learning: the gradient of a slice is as long as the whole.
@@ -137,7 +138,19 @@ def attend_runs(
     for (*qkv, room), (texts, tokens) in zip(pieces, layout.runs, strict=True):
         shape = (texts, tokens, heads, width)
         q, k, v = (x.view(shape).transpose(1, 2) for x in qkv)
-        out = attend(q, k, v, attn_mask=band(tokens, window, q.device), scale=scaling)
+        mask = band(tokens, window, q.device, causal=causal)
+        if plain:
+            out = attend_in_bf16(q, k, v, attn_mask=mask, scale=scaling)
+        else:
+            out = scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=causal and mask is None,
+                scale=scaling,
+            )
         if learning:
             outs.append(out.transpose(1, 2).reshape(room.shape))
         else:
@@ -165,12 +178,18 @@ def attend_in_bf16(
     return (weights.softmax(-1) @ v).view(N, H, L, E)
 
 
-def band(tokens: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Mask of the keys less than a window away; None if all are."""
+def band(
+    tokens: int, window: int | None, device: torch.device, *, causal: bool = False
+) -> Tensor | None:
+    """Mask of the keys less than a window away, and not after the query if `causal`.
+
+    None if the window is no limit.
+    """
     if window is None or tokens <= window:
         return None
     place_L = torch.arange(tokens, device=device)
-    return (place_L[:, None] - place_L[None, :]).abs() < window
+    away_LL = place_L[:, None] - place_L[None, :]
+    return (away_LL >= 0) & (away_LL < window) if causal else away_LL.abs() < window
 
 
 def layout_of(lengths_N: NDArray[np.int64], device: torch.device) -> Layout:

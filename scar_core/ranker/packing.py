@@ -9,7 +9,7 @@ Shape suffixes: N texts, B L padded texts, T tokens of all texts end to end, D e
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,12 @@ from scar_core.ranker.model import Ranker, TextFeatures
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+Batching = Literal["packed", "padded"]
+"""Whether texts are encoded end to end, each attending to itself, or padded to the longest."""
+Precision = Literal["fp32", "bf16"]
+
+TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 5e-2}
+"""Largest error at a check, as a share: rounding is 1e-6 and 5e-3."""
 _LEAK = 1e-5
 """Share by which a text's features may move when its neighbours change: rounding only."""
 
@@ -65,6 +71,9 @@ def encode_padded(
     device = next(ranker.encoder.parameters()).device
     features = ranker.encode(to_device(ids_BL, device), to_device(real_BL.astype(np.int64), device))
     return TextFeatures(features.pooled_BD.float(), features.form_BD.float())
+
+
+ENCODE: dict[Batching, Encode] = {"packed": encode_packed, "padded": encode_padded}
 
 
 def positions(

@@ -4,20 +4,21 @@ The model stays transformers' own class, head, scales and caps included: its att
 registered one, and positions restart with every text.
 
 Shape suffixes: N texts, B L padded texts, T tokens of all texts end to end, K tokens whose loss is
-wanted, V vocabulary, H heads, E head width.
+wanted, V vocabulary.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.nn.functional import cross_entropy
 from transformers import AttentionInterface
 
-from scar_core.ranker.attention import Layout, layout_of, to_device
+from scar_core.ranker.attention import attend_within_texts, layout_of, to_device
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 ATTENTION = "scar_packed_causal"
 """Name of the attention function in transformers' registry."""
 
-_OTHER_ATTENTION = ("position_bias", "softcap", "s_aux")
 _LOSS_ROWS = 256
 """Rows of logits that are turned into fp32 losses at once."""
 
@@ -49,109 +49,8 @@ class MeanLosses(Protocol):
 
 def use_packed_causal_attention(model: nn.Module) -> None:
     """Make `model` attend within texts; it can then only be called by `losses_packed`."""
-    AttentionInterface.register(ATTENTION, attend_causally)
+    AttentionInterface.register(ATTENTION, partial(attend_within_texts, causal=True))
     model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
-
-
-def attend_causally(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    layout: Layout | None = None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **unsupported: Any,  # noqa: ANN401  - whatever a model adds
-) -> tuple[Tensor, None]:
-    """Causal attention of [1, H, T, E] to [1, T, H, E], each text to itself.
-
-    Raises:
-        NotImplementedError: A model asks for attention that this does not compute.
-    """
-    causal = unsupported.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
-    extras = [name for name in _OTHER_ATTENTION if unsupported.get(name) is not None]
-    if layout is None or attention_mask is not None or not causal or extras:
-        raise NotImplementedError(
-            f"attention with {extras or 'a mask, or no layout, or both ways'}"
-        )
-    query, key = query.to(value.dtype), key.to(value.dtype)
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    # [1, H, T, E] → [T, H, E], a view
-    q_THE, k_THE, v_THE = (x.transpose(1, 2).squeeze(0) for x in (query, key, value))
-    half_on_gpu = q_THE.is_cuda and q_THE.dtype != torch.float32
-    attend = _attend_varlen if half_on_gpu else _attend_runs
-    out_THE = attend(q_THE, k_THE, v_THE, layout, scaling=scaling, window=sliding_window)
-    return out_THE.unsqueeze(0), None
-
-
-def _attend_varlen(
-    q_THE: Tensor,
-    k_THE: Tensor,
-    v_THE: Tensor,
-    layout: Layout,
-    *,
-    scaling: float | None,
-    window: int | None,
-) -> Tensor:
-    """All texts in one call of torch's flash attention, which computes in half precision only."""
-    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415  - of use on a GPU only
-
-    offsets, longest = layout.offsets_N1, layout.longest
-    reach = -1 if window is None or longest <= window else window - 1  # -1: all before
-    attend: Any = varlen_attn
-    out_THE: Tensor = attend(
-        q_THE,
-        k_THE,
-        v_THE,
-        cu_seq_q=offsets,
-        cu_seq_k=offsets,
-        max_q=longest,
-        max_k=longest,
-        scale=scaling,
-        window_size=(reach, 0),
-    )
-    return out_THE
-
-
-def _attend_runs(
-    q_THE: Tensor,
-    k_THE: Tensor,
-    v_THE: Tensor,
-    layout: Layout,
-    *,
-    scaling: float | None,
-    window: int | None,
-) -> Tensor:
-    """One call per run of equally long texts, which are a batch without padding."""
-    heads, width = q_THE.shape[1:]
-    out_THE = torch.empty_like(q_THE, memory_format=torch.contiguous_format)
-    start = 0
-    for texts, tokens in layout.runs:
-        end = start + texts * tokens
-        q, k, v = (
-            x[start:end].view(texts, tokens, heads, x.shape[-1]).transpose(1, 2)
-            for x in (q_THE, k_THE, v_THE)
-        )
-        mask = _recent(tokens, window, q.device)
-        out = scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling
-        )
-        out_THE[start:end].view(texts, tokens, heads, width).copy_(out.transpose(1, 2))
-        start = end
-    return out_THE
-
-
-def _recent(tokens: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Mask of the keys before a query and less than a window away; None if all before are."""
-    if window is None or tokens <= window:
-        return None
-    all_LL = torch.ones(tokens, tokens, dtype=torch.bool, device=device)
-    return all_LL.tril().triu(1 - window)
 
 
 def losses_packed(

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from scar_core.errors import RunError
+from scar_core.ranker.budget import BatchStats, TokenBudget
 from scar_core.ranker.encoding import TokenRows
+from scar_core.ranker.packing import TOLERANCE, Batching, Precision
 from scar_core.style.causal import (
     MeanLosses,
     fault_of,
@@ -28,11 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Batching = Literal["packed", "padded"]
-Precision = Literal["fp32", "bf16"]
-
 _LOSSES: dict[Batching, MeanLosses] = {"packed": losses_packed, "padded": losses_padded}
-_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 5e-2}
 _BUDGET_TOKENS = {"cpu": 1024, "cuda": 32_768}
 """As the ranker's; logits of large vocabularies bound it further."""
 _LOGIT_BYTES = {"cpu": 2**30, "cuda": 2**33}
@@ -40,19 +37,10 @@ _LOGIT_BYTES = {"cpu": 2**30, "cuda": 2**33}
 
 
 @dataclass(kw_only=True)
-class LossStats:
-    """What a LossRunner has done so far."""
+class LossStats(BatchStats):
+    """What a LossRunner has done so far: of a prompt with its response, and for IFD of it alone."""
 
-    batching: Batching
-    """How texts are batched, after the check at load."""
     rows: int = 0
-    real_tokens: int = 0
-    """Tokens computed: a prompt with its response, and for IFD the response once more."""
-    computed_tokens: int = 0
-    """Those and padding."""
-    batches: int = 0
-    halvings: int = 0
-    """How often the token budget was halved for want of memory."""
 
 
 class LossRunner:
@@ -71,8 +59,9 @@ class LossRunner:
         """Take the model; `longest` is that of a head and its text together, for the check."""
         self.device = device
         vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-        self._budget_tokens = token_budget or min(
-            _BUDGET_TOKENS[device.type], max(1, _LOGIT_BYTES[device.type] // (4 * vocabulary))
+        logits = max(1, _LOGIT_BYTES[device.type] // (4 * vocabulary))
+        self._budget = TokenBudget(
+            token_budget or min(_BUDGET_TOKENS[device.type], logits), device=device
         )
         self._model, self.stats = model.to(device), LossStats(batching="padded")
         if batching == "auto":
@@ -102,51 +91,15 @@ class LossRunner:
     def _sorted_losses(self, rows: TokenRows, counted_N: NDArray[np.int64]) -> NDArray[np.float64]:
         """Mean losses of texts sorted longest first, batch by batch."""
         loss_N = np.empty(len(rows))
-        losses = _LOSSES[self.stats.batching]
-        lengths_N, offsets_N1 = rows.lengths_N, rows.offsets_N1
-        first = 0
-        while first < len(rows):
-            end = min(len(rows), self._batch_end(offsets_N1, first))
-            ids_T = rows.ids_T[offsets_N1[first] : offsets_N1[end]]
-            batch = slice(first, end)
-            try:
-                loss_N[batch] = losses(
-                    self._model, ids_T=ids_T, lengths_N=lengths_N[batch], counted_N=counted_N[batch]
-                )
-            except torch.OutOfMemoryError as error:
-                self._halve_budget(len(ids_T), end - first, error)
-                continue
-            self._count(lengths_N[batch])
-            first = end
+        losses, lengths_N = _LOSSES[self.stats.batching], rows.lengths_N
+
+        def compute(batch: slice, ids_T: NDArray[np.int32]) -> None:
+            loss_N[batch] = losses(
+                self._model, ids_T=ids_T, lengths_N=lengths_N[batch], counted_N=counted_N[batch]
+            )
+
+        self._budget.run(rows, self.stats, compute)
         return loss_N
-
-    def _batch_end(self, offsets_N1: NDArray[np.int64], first: int) -> int:
-        """Give the text after the last one that still fits into the budget; at least one does."""
-        if self.stats.batching == "packed":
-            limit = offsets_N1[first] + self._budget_tokens
-            end = int(np.searchsorted(offsets_N1, limit, side="right")) - 1
-        else:
-            end = first + self._budget_tokens // int(offsets_N1[first + 1] - offsets_N1[first])
-        return max(first + 1, end)
-
-    def _halve_budget(self, tokens: int, texts: int, error: torch.OutOfMemoryError) -> None:
-        if texts == 1:
-            raise RunError(
-                f"{self.device}: a text of {tokens} tokens does not fit into memory. "
-                f"Use a smaller model, a larger device or fewer max_tokens."
-            ) from error
-        self._budget_tokens = max(1, min(self._budget_tokens, tokens) // 2)
-        self.stats.halvings += 1
-        log.warning("out of memory on %s: token budget now %d", self.device, self._budget_tokens)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _count(self, lengths_N: NDArray[np.int64]) -> None:
-        self.stats.batches += 1
-        self.stats.real_tokens += int(lengths_N.sum())
-        packed = self.stats.batching == "packed"
-        padded_tokens = int(lengths_N.max()) * len(lengths_N)
-        self.stats.computed_tokens += int(lengths_N.sum()) if packed else padded_tokens
 
     def _prepared(
         self, stock: torch.nn.Module, *, longest: int, precision: Precision
@@ -166,7 +119,7 @@ class LossRunner:
                     stock,
                     losses_packed,
                     longest=longest,
-                    tolerance=_TOLERANCE[precision],
+                    tolerance=TOLERANCE[precision],
                 )
         if fault is None:
             return packed, LossStats(batching="packed")

@@ -26,13 +26,15 @@ import torch
 
 from scar_core.errors import InputError
 from scar_core.ranker.encoding import TokenRows
-from scar_core.style.lm_losses import LossRunner, Precision
+from scar_core.style.lm_losses import LossRunner
 from scar_core.style.lm_tokens import LanguageModel, PairTokenizer, load_language_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from scar_core.ranker.packing import Precision
 
 Measure = Literal["perplexity", "ifd"]
 

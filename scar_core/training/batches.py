@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -24,11 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scar_core.ranker.encoding import TextTokenizer, TokenRows
+    from scar_core.ranker.packing import Batching
     from scar_core.training.losses import Gate, GateConfig
     from scar_core.training.quadruples import Quadruple
-
-Batching = Literal["packed", "padded"]
-"""Whether texts are encoded end to end, each attending to itself, or padded to the longest."""
 
 _LIST_LINE = re.compile(r"^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]", re.MULTILINE)
 

@@ -14,9 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from scar_core.ranker.attention import use_packed_attention
 from scar_core.ranker.model import TextFeatures
 from scar_core.ranker.packing import (
-    Encode,
+    TOLERANCE,
     encode_packed,
-    encode_padded,
     fault_of,
     longest_text,
     probe_of,
@@ -27,21 +26,17 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from scar_core.ranker.model import Ranker
-    from scar_core.training.batches import Batching, TextGroup
+    from scar_core.ranker.packing import Batching, Encode, Precision
+    from scar_core.training.batches import TextGroup
 
 log = logging.getLogger(__name__)
-
-ENCODE: dict[Batching, Encode] = {"packed": encode_packed, "padded": encode_padded}
-
-_TOLERANCE: dict[Literal["fp32", "bf16"], float] = {"fp32": 1e-4, "bf16": 5e-2}
-"""Largest error of a text's features at the check, as in scoring."""
 
 
 def use_batching(
     ranker: Ranker,
     wanted: Literal["auto", "padded"],
     *,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "fp32",
     autocast: AbstractContextManager[Any] | None = None,
 ) -> Batching:
     """Make the ranker's encoder ready for the fastest way that a probe finds right; that way.
@@ -59,7 +54,7 @@ def use_batching(
     try:
         use_packed_attention(trial.encoder)
         with torch.no_grad(), autocast or nullcontext():
-            fault = fault_of(trial, encode_packed, probe, tolerance=_TOLERANCE[precision])
+            fault = fault_of(trial, encode_packed, probe, tolerance=TOLERANCE[precision])
     except (AttributeError, ValueError) as error:  # an encoder without a choice of attention
         fault = f"{type(error).__name__}: {error}"
     if fault is not None:

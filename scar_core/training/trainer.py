@@ -21,9 +21,9 @@ from torch import nn
 
 from scar_core.errors import InputError, NonFiniteError
 from scar_core.ranker.model import TextFeatures
-from scar_core.ranker.packing import encode_padded
+from scar_core.ranker.packing import ENCODE, encode_padded
 from scar_core.training.batches import make_batch, micro_batches, share
-from scar_core.training.batching import ENCODE, encode_groups, use_batching
+from scar_core.training.batching import encode_groups, use_batching
 from scar_core.training.losses import (
     JudgedQuadruples,
     LossConfig,
