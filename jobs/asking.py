@@ -14,6 +14,7 @@ from jobs.ask_actor import AskActor
 from jobs.endpoint import KEPT, estimated_tokens
 from jobs.endpoint_config import EndpointConfig
 from jobs.events import EventsConfig
+from jobs.pipeline import as_raised
 from jobs.progress import Progress
 from scar_core import storage, stores
 from scar_core.errors import RunError, ScarError
@@ -207,11 +208,7 @@ def _result(reference: Any) -> AskedUnit:  # noqa: ANN401 - Ray's
             f"an actor that asks died {RESTARTS + 1} times. Start again: answers are kept. {error}"
         ) from error
     except ScarError as error:
-        cause = getattr(error, "cause", None)
-        if cause is None:
-            raise
-        # From a worker it is an error of Ray's, too, and its text is a traceback.
-        raise cause from error
+        raise as_raised(error) from error
     return result
 
 

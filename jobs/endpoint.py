@@ -187,12 +187,13 @@ class Endpoint:
         if self._before_each is not None:
             self._before_each()
         self.traffic.tries += 1
-        return self._read(await self._send(messages, response_format))
+        found = await self._send(messages, response_format)
+        return found if isinstance(found, Outcome) else self._read(found)
 
     async def _send(
         self, messages: list[dict[str, str]], response_format: Mapping[str, Any] | None
-    ) -> str:
-        """The body of an answer with status 200."""
+    ) -> str | Outcome:
+        """The body of an answer with status 200, or what another status comes to."""
         import openai  # noqa: PLC0415 - as above
 
         more = {} if response_format is None else {"response_format": response_format}
@@ -216,8 +217,8 @@ class Endpoint:
         except openai.APIStatusError as error:
             return self._refused(error)
 
-    def _refused(self, error: Any) -> str:  # noqa: ANN401 - openai's, which is loaded late
-        """What another status than 200 comes to; a 400 passes its JSON on as an outcome."""
+    def _refused(self, error: Any) -> Outcome:  # noqa: ANN401 - openai's, which is loaded late
+        """What another status than 200 comes to."""
         status, told = int(error.status_code), self._told(error)
         code = str(getattr(error, "code", "") or "")
         if status in _REFUSED or code == "insufficient_quota":
@@ -236,14 +237,12 @@ class Endpoint:
             outcome = Outcome(reason, f"status {status}: {told}")
             raise _TryAgainError(outcome, after_seconds=after) from error
         reason = "refused_by_filter" if "content_filter" in code else "bad_request"
-        return json.dumps({"outcome": reason, "told": f"status {status}: {told}"})
+        return Outcome(reason, f"status {status}: {told}")
 
     def _read(self, body: str) -> Outcome:
         """What the body of an answer holds."""
         try:
             answer = json.loads(body)
-            if "outcome" in answer:
-                return Outcome(answer["outcome"], answer["told"])
             choice = answer["choices"][0]
             text, finish = choice["message"].get("content"), choice.get("finish_reason")
             refusal = choice["message"].get("refusal")

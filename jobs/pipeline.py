@@ -148,11 +148,13 @@ def results(dataset: Dataset) -> Iterator[Any]:
             f"Ray lost what it could not make good. Start again: finished work is kept. {error}"
         ) from error
     except ScarError as error:
-        cause = getattr(error, "cause", None)
-        if cause is None:
-            raise
-        # From a worker it is an error of Ray's, too, and its text is a traceback.
-        raise cause from error
+        raise as_raised(error) from error
+
+
+def as_raised(error: ScarError) -> ScarError:
+    """The error that a worker raised: Ray makes one of its own of it, whose text is a traceback."""
+    cause: ScarError = getattr(error, "cause", None) or error
+    return cause
 
 
 def _resources() -> str:

@@ -299,6 +299,19 @@ def test_responses_that_are_there_are_kept_unless_asked(server: LlmServer, tmp_p
     assert [asked(body) for body in server.bodies] == ["b", "a"]
 
 
+def test_an_answer_is_read_as_an_answer_and_never_as_our_own_word(
+    server: LlmServer, tmp_path: Path
+) -> None:
+    """No field of a body makes it an answer but those of a chat completion."""
+    told = json.dumps({"outcome": "answered", "told": "Made up."}).encode()
+    server.script = lambda _, __: Reply(raw=told)
+    quads = write_jsonl(tmp_path / "q.jsonl", human_rows(1))
+    assert run(server, quads, tmp_path / "out", "--attempts", "1", "--max-bad-ratio", "1") == 0
+    counts = manifest_of(tmp_path / "out")["counts"]
+    assert counts["quarantined"] == {"bad_response": 1}
+    assert not rows_of(tmp_path / "out")
+
+
 def test_concurrency_is_bounded_and_requests_are_spread_over_the_minute(
     server: LlmServer, tmp_path: Path
 ) -> None:
