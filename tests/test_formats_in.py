@@ -341,19 +341,22 @@ def test_first_bytes_are_believed_before_a_name(
     assert rows_of(imported(tmp_path / "rows.txt", jsonl(ROWS), asked)) == ROWS
 
 
-def test_json_beside_other_data_is_a_description(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A folder with both has its .json left out, which is said; named outright it is read."""
+def test_a_file_is_left_out_only_for_the_name_of_a_description(tmp_path: Path) -> None:
+    """Rows beside files of another format are rows; named outright a description is read, too."""
     pool = write_all(
         tmp_path / "pool",
-        {"manifest.json": b"{}", "data/a.parquet": as_parquet(ROWS), "data/b.jsonl": jsonl(ROWS)},
+        {
+            "manifest.json": b"{}",
+            "data/a.parquet": as_parquet(ROWS),
+            "data/b.json": json.dumps(ROWS).encode(),
+            "data/dataset_info.json": b"{}",
+            "more.json": json.dumps(ROWS).encode(),
+        },
     )
-    with caplog.at_level("INFO"):
-        listed = [info.path.rpartition("/")[2] for info in list_data(str(pool))]
-    assert listed == ["a.parquet", "b.jsonl"]
-    assert "1 .json files beside other data" in caplog.text
-    assert [info.path for info in list_data(f"{pool}/*.json")] == [f"{pool}/manifest.json"]
+    listed = [info.path.rpartition("/")[2] for info in list_data(str(pool))]
+    assert listed == ["a.parquet", "b.json", "more.json"]
+    named = [info.path for info in list_data(f"{pool}/m*.json")]
+    assert named == [f"{pool}/manifest.json", f"{pool}/more.json"]
 
 
 def test_a_list_longer_than_what_is_read_at_once_is_whole(

@@ -369,44 +369,44 @@ def _list(argument: str) -> tuple[list[storage.FileInfo], str]:
     return infos, root
 
 
+DESCRIPTIONS = frozenset(
+    {
+        "config.json",
+        "dataset_dict.json",
+        "dataset_info.json",
+        "dataset_infos.json",
+        "latest.json",
+        "manifest.json",
+        "report.json",
+        "spread.json",
+        "state.json",
+    }
+)
+"""Names of files that tell of the data beside them: those of `datasets`, of trainers and ours."""
+
+
 def list_data(argument: str) -> list[storage.FileInfo]:
     """The files of a pool that one argument names, sorted by path.
 
-    Of a folder that `Dataset.save_to_disk` wrote, those that its state.json lists. A .json file
-    that a folder holds beside files of other formats describes them, and is left out, which is
-    said; unless a name or a glob ends so.
+    What a folder holds under one of the names of DESCRIPTIONS is no data, and of a folder that
+    `Dataset.save_to_disk` wrote only what its state.json lists is. Any other file is of the pool:
+    if it holds no rows, it is a bad file and not passed over.
     """
     infos = storage.list_files(argument, suffixes=SUFFIXES)
-    if named_kind(argument)[0] == "json":
+    if named_kind(argument)[0] is not None:  # a file, or a glob for such files
         return infos
     saved = {
         info.path.rpartition("/")[0]: _saved_files(info.path)
         for info in infos
         if info.path.rpartition("/")[2] == "state.json"
     }
-    listed, described = [], []
-    data_folders = {_folder(info) for info in infos if named_kind(info.path)[0] != "json"}
-    above = {"/".join(folder.split("/")[:n]) for folder in data_folders for n in range(1, 99)}
+    listed = []
     for info in infos:
         folder, _, name = info.path.rpartition("/")
-        if saved.get(folder) is not None and name not in (saved[folder] or ()):
-            continue
-        if named_kind(info.path)[0] == "json" and folder in above:
-            described.append(info.shown)
-        else:
+        data = saved.get(folder)
+        if name not in DESCRIPTIONS if data is None else name in data:
             listed.append(info)
-    if described and not saved:
-        logger.info(
-            "%s: %s .json files beside other data are taken for descriptions of it, the first: %s",
-            stores.without_secret(argument),
-            f"{len(described):,}",
-            described[0],
-        )
     return listed
-
-
-def _folder(info: storage.FileInfo) -> str:
-    return info.path.rpartition("/")[0]
 
 
 def _saved_files(state: str) -> set[str] | None:
