@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from jobs import cli, pipeline
 from jobs.events import tell
@@ -14,8 +14,8 @@ from scar_core.errors import SchemaError
 from scar_core.pool.files import BadFile, Imports, PoolFile, open_pool, open_sound_files
 from scar_core.pool.filters import Filters
 from scar_core.pool.imports import make_copy
-from scar_core.pool.rows import PairColumns, text_bytes
-from scar_core.pool.shapes import check_shape, in_words, resolved
+from scar_core.pool.rows import PairColumns
+from scar_core.pool.shapes import FIRST_ROWS, check_shape, in_words, resolved, texts_in
 from scar_core.pool.sidecars import ScoringKey, Sidecar, find_finished
 from scar_core.pool.units import Unit, plan_units, read_ranges
 from scar_core.store_checks import check_readable, check_writable
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("scar_curate")
 
 FILES_TOLD = 20
-FIRST_ROWS = 20
-"""Whose content is looked at where a schema does not tell how rows are to be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,12 +178,10 @@ def _resolved(files: list[PoolFile], config: ScoreInput) -> PairColumns:
     )
     first = next((file for file in files if file.rows), files[0])
 
-    def values(name: str) -> list[Any]:
+    def values(name: str) -> list[str | None]:
         rows = min(FIRST_ROWS, first.rows)
         (table,) = read_ranges(first, [(0, rows)], columns=[name])
-        return [
-            None if raw is None else raw.decode(errors="replace") for raw in text_bytes(table[name])
-        ]
+        return texts_in(table[name])
 
     columns = resolved(first.schema, given, first_values=values)
     if columns.turns != "first" and columns.format in ("columns", "template"):

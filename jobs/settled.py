@@ -67,7 +67,8 @@ class SelectOptions(WriteOptions):
     runs of five words finds them."""
     near_jaccard: float = 0.8
     """With --dedup near, the share of their five-word runs that two rows have in common, of all
-    that either has, from which they are most likely taken for the same; above 0, below 1."""
+    that either has, around which they come to be taken for the same: of rows at 0.8 40 % are, at
+    0.9 93 %; lower finds more. Above 0, below 1."""
     source_column: str = "source"
     """Column by which the report breaks the selection down, where the pool has it."""
     score_column: str = "scar_score"

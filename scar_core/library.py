@@ -17,8 +17,8 @@ import pyarrow as pa
 from scar_core.errors import InputError
 from scar_core.pool.pairs import check_rows
 from scar_core.pool.pieces import reduce_pieces
-from scar_core.pool.rows import SIDECAR_SCHEMA, TURN_SCORES, PairColumns, sidecar_schema, text_bytes
-from scar_core.pool.shapes import check_shape, columns_read, resolved
+from scar_core.pool.rows import SIDECAR_SCHEMA, TURN_SCORES, PairColumns, sidecar_schema
+from scar_core.pool.shapes import FIRST_ROWS, check_shape, columns_read, resolved, texts_in
 from scar_core.pool.units import take_rows
 from scar_core.ranker.cutting import tokenize_pairs
 from scar_core.selection.budget import token_histograms
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from scar_core.scoring import Scorer
 
 SCORE_COLUMN = "scar_score"
-FIRST_ROWS = 20
-"""Whose content is looked at where columns alone do not tell how rows are to be read."""
 
 Rows = TypeVar("Rows")
 """A sequence of (instruction, response) pairs, a `pyarrow.Table`, or a `datasets.Dataset`."""
@@ -145,11 +143,7 @@ def _resolved(rows: Any, columns: PairColumns) -> PairColumns:  # noqa: ANN401 -
     else:
         return replace(columns, format="columns")
 
-    def values(name: str) -> list[str | None]:
-        raw = text_bytes(first[name])
-        return [None if one is None else one.decode(errors="replace") for one in raw]
-
-    return resolved(schema, columns, first_values=values)
+    return resolved(schema, columns, first_values=lambda name: texts_in(first[name]))
 
 
 def _tables(

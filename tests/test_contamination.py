@@ -74,22 +74,25 @@ def test_texts_of_benchmark_files_are_found_however_deep_they_lie(tmp_path: Path
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     (tmp_path / "c.json").write_text(json.dumps(ROWS))
     (tmp_path / "d.txt").write_text(f"{LONG}\n\nx\n{SHORT}\n", "utf-8-sig")
+    (tmp_path / "f.csv").write_text(f'question,more,last\n"{LONG}",x,"{SHORT}"\n')
+    (tmp_path / "g.txt.gz").write_bytes(gzip.compress(f"{LONG}\nx\n{SHORT}".encode()))
     plain = [{"question": LONG, "parts": ["x"], "more": {"deep": [SHORT]}}, {"question": None}]
     pq.write_table(pa.Table.from_pylist(plain), tmp_path / "e.parquet")
     for path in sorted(tmp_path.iterdir()):
         assert list(benchmark_texts([str(path)])) == [LONG, "x", SHORT], path.name
-    assert len(list(benchmark_texts([str(tmp_path)]))) == 15
+    assert len(list(benchmark_texts([str(tmp_path)]))) == 21
 
 
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("a.jsonl", b"{", "is not what its name says"),
-        ("a.jsonl.gz", b"\x1f\x8b cut", "is not what its name says"),
-        ("a.parquet", b"PAR1", "is not what its name says"),
-        ("a.txt", b"\xff\xfe", "is not what its name says"),
-        ("a.json", b"[1, 2]", "holds no text"),
-        ("a.csv", b"x", "no file there; wanted names ending in .parquet"),
+        ("a.jsonl", b"{", "line 1 is not JSON"),
+        ("a.jsonl.gz", b"\x1f\x8b cut", "cannot be read"),
+        ("a.parquet", b"PAR1", "cannot be read"),
+        ("a.txt", b"\xff\xfe", "cannot be read"),
+        ("a.json", b'[{"n": 1}]', "holds no text"),
+        ("a.csv", b"question\n", "holds no text"),
+        ("a.md", b"x", "no file there"),
     ],
 )
 def test_a_benchmark_that_cannot_be_read_is_told(

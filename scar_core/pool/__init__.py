@@ -10,13 +10,13 @@ pieces          the pieces that rows are scored in, and the way back to one scor
 forms           chats as rows of another form, written whole or refused
 words           texts as words in a plain spelling, and runs of n of them as hashes
 language        the language of a text, by a library that brings its model along
-benchmark_files the texts of benchmark files
 contamination   rows that share a run of words with a benchmark
 filters         rows that are left out before they are scored, because somebody asked
 kinds           what a file holds, by its name and its first bytes; how it is unpacked
 json_types      the one type that all values of a JSON field have
 text_rows       the rows of JSONL, JSON and CSV files, one by one
 imports         exact Parquet copies of files that are none
+benchmark_files the texts of benchmark files
 files           a pool's files, each once, footers read, columns checked
 units           a pool → units: the grain of scoring, resuming and counting
 sample          rows drawn by chance from units, and intervals for what they say of all rows

@@ -1,10 +1,7 @@
-"""The texts of benchmark files: Parquet, JSON lines (gzipped, too), JSON, or a text a line."""
+"""The texts of benchmark files: of any format that a pool may have, or a text a line."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -12,12 +9,26 @@ import pyarrow.parquet as pq
 
 from scar_core import storage
 from scar_core.errors import AccessError, InputError, StoreError
+from scar_core.pool.imports import import_of, plain_rows
+from scar_core.pool.kinds import (
+    COMPRESSIONS,
+    SUFFIXES,
+    UNPACKING_ERRORS,
+    FormatConfig,
+    Kind,
+    kind_of,
+    named_kind,
+    read_ends,
+    unpacked,
+)
+from scar_core.pool.text_rows import Broken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt", ".txt.gz")
-GZIP_MARK = b"\x1f\x8b"
+    from scar_core.storage import FileInfo
+
+TEXT_SUFFIXES = (".txt", *(f".txt.{compression}" for compression in COMPRESSIONS))
 
 
 def benchmark_texts(sources: Sequence[str]) -> Iterator[str]:
@@ -27,47 +38,59 @@ def benchmark_texts(sources: Sequence[str]) -> Iterator[str]:
         sources: files, folders and globs.
 
     Raises:
-        InputError: nothing is there, a file holds no text, or is not what its name says.
+        InputError: nothing is there, a file holds no text, or cannot be read to its end.
     """
     for source in sources:
-        files = storage.list_files(source, suffixes=SUFFIXES)
+        files = storage.list_files(source, suffixes=(*SUFFIXES, *TEXT_SUFFIXES))
         if not files:
             raise InputError(
-                f"--benchmarks {source}: no file there; wanted names ending in "
-                f"{', '.join(SUFFIXES)}. Check the path."
+                f"--benchmarks {source}: no file there; wanted names of files that a pool may "
+                "have, or .txt. Check the path."
             )
-        for file in files:
+        for info in files:
             count = 0
-            for text in _texts_of_file(file.path):
+            for text in _texts_of(info):
                 count += 1
                 yield text
             if not count:
-                raise InputError(f"--benchmarks {file.shown}: holds no text. Leave it out.")
+                raise InputError(f"--benchmarks {info.shown}: holds no text. Leave it out.")
 
 
-def _texts_of_file(path: str) -> Iterator[str]:
-    data = storage.read_bytes(path)
+def _texts_of(info: FileInfo) -> Iterator[str]:
     try:
-        if path.endswith(".parquet"):
-            with pq.ParquetFile(pa.BufferReader(data)) as parquet:
-                for batch in parquet.iter_batches():
-                    yield from texts_in(batch.to_pylist())
+        if info.path.endswith(TEXT_SUFFIXES):
+            yield from _lines(info)
             return
-        text = (gzip.decompress(data) if data.startswith(GZIP_MARK) else data).decode("utf-8-sig")
-        lines = [line for line in text.splitlines() if line.strip()]
-        if ".txt" in path:
-            yield from lines
-        elif text.lstrip().startswith("["):
-            yield from texts_in(json.loads(text))
-        else:
-            for line in lines:
-                yield from texts_in(json.loads(line))
+        for row in _rows(info):
+            yield from texts_in(row)
     except (AccessError, StoreError):
         raise
-    except (pa.ArrowException, OSError, EOFError, ValueError, zlib.error) as error:
+    except (InputError, ValueError, *UNPACKING_ERRORS) as error:
         raise InputError(
-            f"--benchmarks {path}: is not what its name says: {error}. Write it again."
+            f"--benchmarks {info.shown}: cannot be read: {error} Write it again."
         ) from error
+
+
+def _lines(info: FileInfo) -> Iterator[str]:
+    _, compression = named_kind(info.path)
+    with unpacked(info, Kind(format="jsonl", compression=compression)) as file:
+        for line in file.read().decode("utf-8-sig").splitlines():
+            if line.strip():
+                yield line
+
+
+def _rows(info: FileInfo) -> Iterator[dict[str, Any]]:
+    ends = read_ends(info)
+    kind = kind_of(info, ends[0], FormatConfig())
+    if kind.format != "parquet":
+        for row in plain_rows(import_of(info, kind, ends, folder="")):
+            if isinstance(row, Broken):
+                raise InputError(f"{row.place} {row.why}")
+            yield row
+        return
+    with storage.open_input(info.path) as file, pq.ParquetFile(file) as parquet:
+        for batch in parquet.iter_batches():
+            yield from pa.Table.from_batches([batch]).to_pylist()
 
 
 def texts_in(value: Any) -> Iterator[str]:  # noqa: ANN401 - whatever a row holds

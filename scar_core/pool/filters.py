@@ -40,8 +40,8 @@ class FilterConfig:
     max_instruction_tokens: int | None = None
     """Leave out rows with more tokens in the instruction; at least 1."""
     benchmarks: list[str] = field(default_factory=list)
-    """Leave out rows that repeat texts of these files (Parquet, JSON lines, or plain text with a
-    text a line): they share a run of --benchmark-words words, or all of a shorter text."""
+    """Leave out rows that repeat texts of these files (any format of a pool, or .txt with a text a
+    line): they share a run of --benchmark-words words, or all of a shorter text."""
     benchmark_words: int = 13
     """Words of a run that a row must not share with a benchmark, at least 8."""
 

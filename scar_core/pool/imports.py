@@ -234,6 +234,28 @@ def taste_schema(task: Import) -> pa.Schema:
     return pa.schema([arrow_field(name, kind) for name, kind in types.items()])
 
 
+def plain_rows(task: Import) -> Iterator[dict[str, Any] | Broken]:
+    """The rows of a file as Python objects, without a copy; those of Arrow as Arrow has them.
+
+    Raises:
+        InputError: the file cannot be read to its end.
+    """
+    try:
+        if task.kind.format == "arrow":
+            with _arrow_batches(task) as (_, batches):
+                for batch in batches:
+                    yield from batch.to_pylist()
+        else:
+            for _, row in _rows(task):
+                yield row
+    except (AccessError, StoreError):
+        raise
+    except (InputError, ValueError, RecursionError, *UNPACKING_ERRORS) as error:
+        raise InputError(
+            f"{task.info.shown}: cannot be read as {task.kind}: {error}. Check the file."
+        ) from error
+
+
 @contextmanager
 def _opener(task: Import) -> Iterator[Any]:
     """Gives the file from its start, as often as it is called; each is closed at the end."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from scar_core.errors import SchemaError
 from scar_core.pool.layouts import Form, Layout, check_layout, has_messages
-from scar_core.pool.rows import PairColumns, check_schema, is_text, template_columns
+from scar_core.pool.rows import PairColumns, check_schema, is_text, template_columns, text_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     FirstValues = Callable[[str], Sequence[Any]]
     """Some values of a column, of the first rows."""
 
+FIRST_ROWS = 20
+"""Whose content is looked at where a schema does not tell how rows are to be read."""
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 KEYS: dict[RowFormat, tuple[str, str]] = {
     "sharegpt": ("from", "value"),
@@ -60,6 +62,11 @@ def resolved(
         if all(name in schema.names for name in parts):
             return _named(replace(columns, format=format_))
     return replace(columns, format="columns")
+
+
+def texts_in(column: pa.ChunkedArray) -> list[str | None]:
+    """Values of a column of text to be looked at; what is no UTF-8 is marked in them."""
+    return [None if raw is None else raw.decode(errors="replace") for raw in text_bytes(column)]
 
 
 def in_words(columns: PairColumns) -> str:
