@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from jobs import score
@@ -206,6 +206,10 @@ def report_of(run: Path) -> dict[str, Any]:
     seed=st.integers(0, 10_000),
     policies=st.tuples(st.sampled_from(POLICIES), st.sampled_from(POLICIES)),
 )
+@example(
+    seed=206,
+    policies=({"keep": "30%"}, {"keep": "30%", "length_bands": "q2", "max_per_length_band": "80%"}),
+)
 def test_any_two_selections_are_compared_as_plain_sets_are(
     ranker: Path, seed: int, policies: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
@@ -218,10 +222,14 @@ def test_any_two_selections_are_compared_as_plain_sets_are(
         world = World(Path(folder), ranker, seed)
         for name in ("dt=1/a", "dt=1/b", "dt=2/c", "dt=2/d"):
             world.write(f"{name}.parquet")
-        first = world.run(SelectOptions(**policies[0]))
-        fates = world.change()
         options = SelectOptions(**policies[1])
-        second = world.run(options)
+        try:
+            first = world.run(SelectOptions(**policies[0]))
+            fates = world.change()
+            second = world.run(options)
+        except InputError as error:  # rows of one length alone: no cap of bands can be met
+            assume("--max-per-length-band" not in str(error))
+            raise
         had, has = rows_of(first), rows_of(second)
         before = report_of(second)["before"]
         told = before["selection"]
