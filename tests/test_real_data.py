@@ -61,7 +61,7 @@ def test_a_part_of_the_real_data_is_trained_on_and_curated(tmp_path: Path) -> No
         (tmp_path / "pool").mkdir(exist_ok=True)
         pq.write_table(part, tmp_path / f"pool/{name}.parquet")
     selection = train_and_curate(
-        tmp_path, str(tmp_path / "pool"), "--limit-quads", "120", "--max-steps", "6"
+        tmp_path, str(tmp_path / "pool"), "--limit-quads", "60", "--max-steps", "3"
     )
     counts = manifest_of(selection)["counts"]
     assert counts["rows_in"] == 2001
